@@ -1,0 +1,377 @@
+//! What every function of ours has: configuration space, BARs that follow what the guest writes,
+//! MSI-X and an interrupt pin.
+//!
+//! ```text
+//!   config write --> ConfigSpace --> BARs changed? decode changed? --> SystemBus (remove, insert)
+//!                                --> MSI-X control, INTx disable    --> Msix, Intx
+//! ```
+
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
+
+use serde::{Deserialize, Serialize};
+
+use super::config::{command, reg, status};
+use super::intx::{Intx, intx_gsi};
+use super::msix::{CONTROL_WRITABLE, Msix, MsixState};
+use super::root::Room;
+use super::{Bdf, ConfigSpace, ConfigState, Error, Identity};
+use crate::bus::{AddressSpace, BusDevice, SystemBus};
+use crate::irq::Lines;
+
+/// Number of BARs of a type 0 header.
+const BARS: usize = 6;
+const CAP_MSIX: u8 = 0x11;
+const CAP_EXPRESS: u8 = 0x10;
+
+/// What kind of range a BAR asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BarKind {
+    /// I/O ports.
+    Io,
+    /// Memory below 4 GiB, not prefetchable.
+    Memory32,
+    /// Memory anywhere, prefetchable; takes two BAR registers.
+    Memory64,
+}
+
+/// A base address register.
+pub struct Bar {
+    /// What it asks for.
+    pub kind: BarKind,
+    /// Bytes: a power of two, at least 16 (memory) or 4 (ports).
+    pub bytes: u64,
+    /// Who answers there.
+    pub handler: Arc<dyn BusDevice>,
+}
+
+impl Bar {
+    /// The read-only low bits of the register.
+    fn flags(&self) -> u32 {
+        match self.kind {
+            BarKind::Io => 0b01,
+            BarKind::Memory32 => 0,
+            BarKind::Memory64 => 0b1100,
+        }
+    }
+
+    fn space<'a>(&self, bus: &'a SystemBus) -> &'a AddressSpace {
+        if self.kind == BarKind::Io { &bus.pio } else { &bus.mmio }
+    }
+
+    /// One past the last address such a BAR can decode.
+    fn limit(&self) -> u64 {
+        match self.kind {
+            BarKind::Io => 1 << 16,
+            BarKind::Memory32 => 1 << 32,
+            BarKind::Memory64 => 1 << 52,
+        }
+    }
+}
+
+struct BarSlot {
+    bar: Bar,
+    /// Where it answers now.
+    mapped: Option<u64>,
+    /// What it was given by [`Endpoint::attach`].
+    assigned: Option<u64>,
+}
+
+/// What a write to configuration space changed beyond the bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// At least one BAR answers elsewhere, begins to answer, or ends.
+    pub bars: bool,
+}
+
+/// What is saved of an [`Endpoint`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct EndpointState {
+    /// Configuration space: also the BARs and MSI-X control.
+    pub config: ConfigState,
+    /// The MSI-X table.
+    pub msix: MsixState,
+}
+
+/// Puts an [`Endpoint`] together.
+pub struct EndpointBuilder {
+    config: ConfigSpace,
+    bars: [Option<BarSlot>; BARS],
+    msix: Option<(Arc<Msix>, usize)>,
+    pin: u8,
+}
+
+impl EndpointBuilder {
+    /// A function with no BARs, no capabilities and no interrupt.
+    pub fn new(identity: &Identity) -> Self {
+        Self { config: ConfigSpace::new(identity), bars: Default::default(), msix: None, pin: 0 }
+    }
+
+    /// Appends a capability; see [`ConfigSpace::add_capability`].
+    ///
+    /// # Panics
+    /// If the 192 bytes for capabilities are full: the set is fixed in each device's code.
+    pub fn capability(&mut self, id: u8, body: &[u8], writable: &[u8]) -> usize {
+        self.config.add_capability(id, body, writable).expect("a device's capabilities fit")
+    }
+
+    /// Appends the PCI Express capability of an integrated endpoint (PCI Express 3.0, 7.8: version 2,
+    /// no link registers).
+    pub fn express(&mut self) {
+        const INTEGRATED_ENDPOINT: u8 = 9 << 4;
+        let mut body = [0; 0x3a];
+        body[0] = 2 | INTEGRATED_ENDPOINT;
+        body[3] = 0x80; // device capabilities, bit 15: role-based error reporting
+        let mut writable = [0; 0x3a];
+        // Device control: error reporting, relaxed ordering, payload and read request sizes.
+        writable[6..8].copy_from_slice(&0x78ffu16.to_le_bytes());
+        self.capability(CAP_EXPRESS, &body, &writable);
+    }
+
+    /// Gives the function MSI-X, with its table and pending bits at these offsets into BAR `bar`.
+    /// The handler of that BAR passes accesses on to `msix`.
+    pub fn msix(&mut self, msix: &Arc<Msix>, bar: u8, table: u32, pending: u32) {
+        let size = msix.vectors().saturating_sub(1) & 0x7ff;
+        let mut body = [0; 10];
+        body[..2].copy_from_slice(&size.to_le_bytes());
+        body[2..6].copy_from_slice(&(table | u32::from(bar)).to_le_bytes());
+        body[6..].copy_from_slice(&(pending | u32::from(bar)).to_le_bytes());
+        let at = self.capability(CAP_MSIX, &body, &CONTROL_WRITABLE.to_le_bytes());
+        self.msix = Some((msix.clone(), at));
+    }
+
+    /// Gives the function BAR `index`.
+    ///
+    /// # Panics
+    /// If there is no such BAR, it is taken, or the size is not a possible one: all are fixed in each
+    /// device's code.
+    pub fn bar(&mut self, index: usize, bar: Bar) {
+        let (least, most) = if bar.kind == BarKind::Io { (4, 256) } else { (16, 1 << 40) };
+        assert!(bar.bytes.is_power_of_two() && (least..=most).contains(&bar.bytes), "BAR size");
+        assert!(index < BARS && self.bars[index].is_none(), "BAR {index} exists and is free");
+        let at = reg::BAR0 + 4 * index;
+        self.config.set_u32(at, bar.flags());
+        let mask = !(bar.bytes - 1);
+        self.config.set_writable(at, &(mask as u32).to_le_bytes());
+        if bar.kind == BarKind::Memory64 {
+            assert!(index + 1 < BARS && self.bars[index + 1].is_none(), "a 64-bit BAR takes two");
+            self.config.set_writable(at + 4, &((mask >> 32) as u32).to_le_bytes());
+        }
+        self.bars[index] = Some(BarSlot { bar, mapped: None, assigned: None });
+    }
+
+    /// Gives the function an interrupt pin (1 = INTA .. 4 = INTD).
+    pub fn interrupt_pin(&mut self, pin: u8) {
+        self.pin = pin;
+        self.config.set_u8(reg::INTERRUPT_PIN, pin);
+    }
+
+    /// The space, for registers of the function's own.
+    pub fn config(&mut self) -> &mut ConfigSpace {
+        &mut self.config
+    }
+
+    /// The finished function, not yet in a slot.
+    pub fn build(self) -> Endpoint {
+        let reset = self.config.clone();
+        let inner = Inner { config: self.config, reset, bars: self.bars, bus: Weak::new() };
+        Endpoint { inner: Mutex::new(inner), msix: self.msix, intx: Arc::default(), pin: self.pin }
+    }
+}
+
+struct Inner {
+    config: ConfigSpace,
+    /// The space as after a reset, with the BARs that were assigned at creation.
+    reset: ConfigSpace,
+    bars: [Option<BarSlot>; BARS],
+    bus: Weak<SystemBus>,
+}
+
+impl Inner {
+    /// Where the guest wants BAR `index` to answer now.
+    fn wanted(&self, index: usize, bar: &Bar) -> Option<u64> {
+        let enable = if bar.kind == BarKind::Io { command::IO } else { command::MEMORY };
+        if self.config.u16(reg::COMMAND) & enable == 0 {
+            return None;
+        }
+        let at = reg::BAR0 + 4 * index;
+        let mut base = u64::from(self.config.u32(at)) & !(bar.bytes - 1);
+        if bar.kind == BarKind::Memory64 {
+            base |= u64::from(self.config.u32(at + 4)) << 32;
+        }
+        // A BAR at 0 is not set up; one that ends at the limit holds the ones of a sizing write.
+        (base != 0 && base.checked_add(bar.bytes)? < bar.limit()).then_some(base)
+    }
+
+    /// Makes the bus follow the registers; says whether anything moved.
+    fn remap(&mut self) -> bool {
+        let Some(bus) = self.bus.upgrade() else { return false };
+        let wanted: [Option<u64>; BARS] = std::array::from_fn(|index| {
+            self.bars[index].as_ref().and_then(|slot| self.wanted(index, &slot.bar))
+        });
+        let mut changed = false;
+        for (slot, wanted) in self.bars.iter_mut().zip(wanted) {
+            if let Some(slot) = slot
+                && slot.mapped != wanted
+                && let Some(base) = slot.mapped.take()
+            {
+                slot.bar.space(&bus).remove(base);
+                changed = true;
+            }
+        }
+        for (slot, wanted) in self.bars.iter_mut().zip(wanted) {
+            let (Some(slot), Some(base)) = (slot, wanted) else { continue };
+            if slot.mapped.is_some() {
+                continue;
+            }
+            let handler = slot.bar.handler.clone();
+            match slot.bar.space(&bus).insert(base, slot.bar.bytes, handler) {
+                Ok(()) => {
+                    slot.mapped = Some(base);
+                    changed = true;
+                }
+                // The guest put it over something else; the next write to the registers tries again.
+                Err(error) => tracing::debug!(%error, "a BAR is not mapped"),
+            }
+        }
+        changed
+    }
+
+    fn unmap(&mut self) {
+        if let Some(bus) = self.bus.upgrade() {
+            for slot in self.bars.iter_mut().flatten() {
+                if let Some(base) = slot.mapped.take() {
+                    slot.bar.space(&bus).remove(base);
+                }
+            }
+        }
+    }
+}
+
+/// A function's configuration space with its BARs and interrupts.
+pub struct Endpoint {
+    inner: Mutex<Inner>,
+    msix: Option<(Arc<Msix>, usize)>,
+    intx: Arc<Intx>,
+    pin: u8,
+}
+
+impl Endpoint {
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// The interrupt pin.
+    pub fn intx(&self) -> &Arc<Intx> {
+        &self.intx
+    }
+
+    /// Reads configuration space.
+    pub fn read(&self, offset: usize, data: &mut [u8]) {
+        let mut inner = self.lock();
+        let mut status = inner.config.u16(reg::STATUS) & !status::INTERRUPT;
+        if self.intx.pending() {
+            status |= status::INTERRUPT;
+        }
+        inner.config.set_u16(reg::STATUS, status);
+        inner.config.read(offset, data);
+    }
+
+    /// Writes configuration space, and makes BARs and interrupts follow.
+    pub fn write(&self, offset: usize, data: &[u8]) -> Changes {
+        let mut inner = self.lock();
+        inner.config.write(offset, data);
+        self.follow(&mut inner)
+    }
+
+    fn follow(&self, inner: &mut Inner) -> Changes {
+        if let Some((msix, at)) = &self.msix {
+            msix.set_control(inner.config.u16(at + 2));
+        }
+        let disabled = inner.config.u16(reg::COMMAND) & command::INTX_DISABLE != 0;
+        self.intx.block(disabled || self.msix.as_ref().is_some_and(|(msix, _)| msix.enabled()));
+        Changes { bars: inner.remap() }
+    }
+
+    /// Where BAR `index` answers now.
+    pub fn bar(&self, index: usize) -> Option<u64> {
+        self.lock().bars.get(index)?.as_ref()?.mapped
+    }
+
+    /// Puts the function at `at`: assigns its BARs and wires its interrupt pin.
+    pub(super) fn attach(
+        &self,
+        at: Bdf,
+        bus: &Arc<SystemBus>,
+        lines: &Arc<Lines>,
+        room: &mut Room,
+    ) -> Result<(), Error> {
+        let mut inner = self.lock();
+        inner.bus = Arc::downgrade(bus);
+        for index in 0..BARS {
+            let Some(slot) = inner.bars[index].as_mut() else { continue };
+            let (kind, bytes, flags) = (slot.bar.kind, slot.bar.bytes, slot.bar.flags());
+            let base = room.allocate(at, kind, bytes)?;
+            slot.assigned = Some(base);
+            let register = reg::BAR0 + 4 * index;
+            inner.config.set_u32(register, base as u32 | flags);
+            if kind == BarKind::Memory64 {
+                inner.config.set_u32(register + 4, (base >> 32) as u32);
+            }
+        }
+        if self.pin != 0 {
+            let gsi = intx_gsi(at.device, self.pin);
+            inner.config.set_u8(reg::INTERRUPT_LINE, gsi as u8);
+            self.intx.connect(lines.line(gsi));
+        }
+        inner.reset = inner.config.clone();
+        Ok(())
+    }
+
+    /// Takes the function out of its slot.
+    pub(super) fn detach(&self, room: &mut Room) {
+        let mut inner = self.lock();
+        inner.unmap();
+        inner.bus = Weak::new();
+        for slot in inner.bars.iter_mut().flatten() {
+            if let Some(base) = slot.assigned.take() {
+                room.free(base);
+            }
+        }
+        self.intx.connect(None);
+    }
+
+    /// As after power-on, with the BARs assigned at creation and decoding off.
+    pub fn reset(&self) {
+        if let Some((msix, _)) = &self.msix {
+            msix.reset();
+        }
+        self.intx.set(false);
+        let mut inner = self.lock();
+        inner.config = inner.reset.clone();
+        self.follow(&mut inner);
+    }
+
+    /// What is saved.
+    pub fn state(&self) -> EndpointState {
+        let msix = self.msix.as_ref().map(|(msix, _)| msix.state()).unwrap_or_default();
+        EndpointState { config: self.lock().config.state(), msix }
+    }
+
+    /// Takes back what was saved; BARs answer where they did.
+    pub fn restore(&self, state: &EndpointState) -> Result<(), Error> {
+        if state.config.bytes.len() != super::config::SIZE {
+            return Err(Error::State("its configuration space is not 256 bytes"));
+        }
+        let mut inner = self.lock();
+        inner.config.restore(&state.config);
+        if let Some((msix, at)) = &self.msix {
+            if state.msix.vectors.len() != usize::from(msix.vectors()) {
+                return Err(Error::State("its number of MSI-X vectors is another"));
+            }
+            msix.restore(&state.msix, inner.config.u16(at + 2));
+        }
+        self.follow(&mut inner);
+        Ok(())
+    }
+}

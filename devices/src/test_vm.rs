@@ -1,0 +1,91 @@
+//! An accelerator for tests: it runs nothing and writes down every interrupt.
+
+use std::sync::Mutex;
+
+use lodge_accel::state::ChipState;
+use lodge_accel::{
+    Capabilities, Error, IoEvent, MemorySlot, Msi, Result, Trigger, Vcpu, VcpuSetup, Vm,
+};
+use vmm_sys_util::eventfd::EventFd;
+
+/// The recorder.
+#[derive(Default)]
+pub struct TestVm {
+    irqs: Mutex<Vec<(u32, bool)>>,
+    msis: Mutex<Vec<Msi>>,
+    ioevents: Mutex<Vec<IoEvent>>,
+    /// Whether eventfds can be attached to guest writes.
+    pub ioeventfd: bool,
+}
+
+#[allow(dead_code)] // Each test program uses a part of it.
+impl TestVm {
+    /// Every change of a line, in order.
+    pub fn irqs(&self) -> Vec<(u32, bool)> {
+        self.irqs.lock().unwrap().clone()
+    }
+
+    /// Every message, in order.
+    pub fn msis(&self) -> Vec<Msi> {
+        self.msis.lock().unwrap().clone()
+    }
+
+    /// Where eventfds are attached.
+    pub fn ioevents(&self) -> Vec<IoEvent> {
+        self.ioevents.lock().unwrap().clone()
+    }
+}
+
+fn unsupported<T>() -> Result<T> {
+    Err(Error::Invalid("not in this test".into()))
+}
+
+impl Vm for TestVm {
+    fn capabilities(&self) -> Capabilities {
+        Capabilities { name: "test", ioeventfd: self.ioeventfd, max_vcpus: 0 }
+    }
+    fn create_vcpu(&self, _index: u32, _setup: VcpuSetup) -> Result<Box<dyn Vcpu>> {
+        unsupported()
+    }
+    fn set_irq(&self, gsi: u32, level: bool) -> Result<()> {
+        self.irqs.lock().unwrap().push((gsi, level));
+        Ok(())
+    }
+    fn signal_msi(&self, msi: Msi) -> Result<()> {
+        self.msis.lock().unwrap().push(msi);
+        Ok(())
+    }
+    fn add_irqfd(&self, _fd: &EventFd, _trigger: Trigger) -> Result<()> {
+        unsupported()
+    }
+    fn remove_irqfd(&self, _fd: &EventFd, _trigger: Trigger) -> Result<()> {
+        unsupported()
+    }
+    fn add_ioeventfd(&self, _fd: &EventFd, at: IoEvent) -> Result<()> {
+        let mut ioevents = self.ioevents.lock().unwrap();
+        assert!(self.ioeventfd && !ioevents.contains(&at), "{at:?} attached twice");
+        ioevents.push(at);
+        Ok(())
+    }
+    fn remove_ioeventfd(&self, _fd: &EventFd, at: IoEvent) -> Result<()> {
+        let mut ioevents = self.ioevents.lock().unwrap();
+        let found = ioevents.iter().position(|other| *other == at);
+        ioevents.remove(found.expect("only what was attached is detached"));
+        Ok(())
+    }
+    unsafe fn set_memory(&self, _slot: u32, _memory: Option<MemorySlot>) -> Result<()> {
+        unsupported()
+    }
+    fn set_dirty_log(&self, _on: bool) -> Result<()> {
+        unsupported()
+    }
+    fn take_dirty(&self) -> Result<Vec<Vec<u64>>> {
+        unsupported()
+    }
+    fn chip_state(&self) -> Result<ChipState> {
+        unsupported()
+    }
+    fn set_chip_state(&self, _state: &ChipState) -> Result<()> {
+        unsupported()
+    }
+}
