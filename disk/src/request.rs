@@ -143,3 +143,23 @@ pub trait DiskQueue: Send {
     /// How many requests were submitted and not yet returned by [`complete`](DiskQueue::complete).
     fn in_flight(&self) -> usize;
 }
+
+/// Whether a request can be done at all on a disk of `size` bytes: its range and its right to write.
+pub(crate) fn check(op: &Op, size: u64, read_only: bool) -> io::Result<()> {
+    let total = |b: &[Buffer]| b.iter().try_fold(0u64, |sum, b| sum.checked_add(b.len as u64));
+    let (offset, len, writes) = match op {
+        Op::Read { offset, buffers } => (*offset, total(buffers), false),
+        Op::Write { offset, buffers } => (*offset, total(buffers), true),
+        Op::Flush => (0, Some(0), false),
+        Op::Discard { offset, len } | Op::WriteZeroes { offset, len, .. } => {
+            (*offset, Some(*len), true)
+        }
+    };
+    if writes && read_only {
+        return Err(io::Error::from_raw_os_error(libc::EROFS));
+    }
+    match len.and_then(|len| offset.checked_add(len)) {
+        Some(end) if end <= size => Ok(()),
+        _ => Err(io::Error::new(io::ErrorKind::InvalidInput, "the request leaves the disk")),
+    }
+}
