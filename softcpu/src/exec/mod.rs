@@ -3,6 +3,8 @@
 //! [`execute`] is the truth about each instruction; faster paths fall back on it whenever something is out of the
 //! ordinary (a fault, a device, a page crossing).
 
+pub mod operand;
+
 use iced_x86::Instruction;
 
 use crate::fault::{Exec, Fault};
