@@ -2,6 +2,7 @@
 
 pub mod bus;
 pub mod irq;
+pub mod legacy;
 pub mod pci;
 #[cfg(test)]
 mod test_vm;
