@@ -15,6 +15,7 @@
 pub mod chip;
 pub mod clock;
 pub mod cpuid;
+mod engine;
 pub mod exec;
 pub mod fault;
 pub mod flags;

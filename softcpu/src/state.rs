@@ -6,6 +6,8 @@
 use std::alloc::{Layout, alloc_zeroed, handle_alloc_error};
 use std::sync::Arc;
 
+use crate::engine::{JUMPS, Jump, Link, Stop};
+use crate::fault::Fault;
 use crate::flags;
 use crate::shared::{PhysMap, Shared};
 use crate::tlb::{self, TlbSet};
@@ -275,6 +277,15 @@ pub struct Cpu {
     pub retired: u64,
     /// Changes whenever a linear address may mean another page or other code than before.
     pub epoch: u64,
+    /// Epoch and mode that a jump-cache entry must have been made under.
+    pub jump_key: u64,
+    /// Why decoded code was left.
+    pub(crate) stop: Stop,
+    /// The fault, where `stop` says so.
+    pub(crate) fault: Fault,
+    /// The link to be resolved, where `stop` says so, and which of its ways.
+    pub(crate) link: *mut Link,
+    pub(crate) link_way: usize,
     /// Leave the block after the current instruction (code was changed, an event may be due).
     pub leave: bool,
     /// SSE instructions may be executed (CR0.EM, CR0.TS and CR4.OSFXSR allow it).
@@ -327,6 +338,8 @@ pub struct Cpu {
     pub shared: Arc<Shared>,
     /// Guest-physical pages whose decoded code is to be dropped before the next block.
     pub stale_code: Vec<u64>,
+    /// The jump cache.
+    pub(crate) jumps: [Jump; JUMPS],
     /// TLB sets by class.
     pub tlbs: [TlbSet; tlb::CLASSES],
 }
@@ -448,6 +461,22 @@ impl Cpu {
         self.sse_ok = self.cr0 & (cr::CR0_EM | cr::CR0_TS) == 0 && self.cr4 & cr::CR4_OSFXSR != 0;
         let class = self.tlb_class();
         self.tlb = &raw mut self.tlbs[class];
+        self.set_jump_key();
+    }
+
+    /// What decoded code depends on, beside its bytes and its address.
+    pub(crate) fn code_mode(&self) -> u64 {
+        u64::from(self.mode.bits >> 4) | u64::from(self.mode.cpl == 3) << 3
+    }
+
+    fn set_jump_key(&mut self) {
+        self.jump_key = self.epoch << 4 | self.code_mode();
+    }
+
+    /// Linear addresses may mean other pages, or pages hold other code, from now on.
+    pub(crate) fn next_epoch(&mut self) {
+        self.epoch += 1;
+        self.set_jump_key();
     }
 
     fn tlb_class(&self) -> usize {
@@ -466,7 +495,7 @@ impl Cpu {
 
     /// Forgets all translations, global ones too.
     pub fn flush_tlb_all(&mut self) {
-        self.epoch += 1;
+        self.next_epoch();
         for set in &mut self.tlbs {
             set.clear();
         }
@@ -474,7 +503,7 @@ impl Cpu {
 
     /// Forgets all translations but the global ones (a CR3 load).
     pub fn flush_tlb_non_global(&mut self) {
-        self.epoch += 1;
+        self.next_epoch();
         for set in &mut self.tlbs[..tlb::NEVER] {
             set.clear_non_global();
         }
@@ -482,9 +511,17 @@ impl Cpu {
 
     /// Forgets one linear page in every class (INVLPG).
     pub fn flush_tlb_page(&mut self, address: u64) {
-        self.epoch += 1;
+        self.next_epoch();
         for set in &mut self.tlbs[..tlb::NEVER] {
             set.clear_page(address);
+        }
+    }
+
+    /// The linear address of the current instruction.
+    pub fn code_address(&self) -> u64 {
+        match self.mode.bits {
+            64 => self.rip,
+            _ => self.segs[seg::CS].base.wrapping_add(self.rip) & 0xffff_ffff,
         }
     }
 

@@ -1,0 +1,27 @@
+//! Decoded code: the interpreter's fast path.
+
+mod cache;
+mod flow_ops;
+mod int_ops;
+mod lower;
+mod op;
+
+pub(crate) use cache::Cache;
+pub(crate) use flow_ops::{JUMPS, Jump};
+pub(crate) use op::{Link, Stop};
+
+use op::Op;
+
+use crate::state::Cpu;
+
+/// Runs decoded code from `entry` until something is to be looked at (`Cpu::stop`).
+///
+/// # Safety
+/// `entry` is the first operation of a block of this vCPU's cache that fits its mode and mappings.
+pub(crate) unsafe fn run_block(cpu: &mut Cpu, entry: *const Op) {
+    let mut ip = entry;
+    while !ip.is_null() {
+        // SAFETY: the caller's promise; handlers give operations of the same kind.
+        ip = unsafe { ((*ip).f)(cpu, ip) };
+    }
+}
