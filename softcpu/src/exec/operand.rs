@@ -234,11 +234,7 @@ pub fn write(cpu: &mut Cpu, insn: &Instruction, i: u32, value: u64) -> Exec {
 /// Applies `f` to operand 0 and writes what it gives; gives the old value. Atomic with a LOCK prefix. Where `f` gives
 /// nothing, memory is written with what it held and a register is left alone.
 #[inline]
-pub fn modify(
-    cpu: &mut Cpu,
-    insn: &Instruction,
-    f: impl FnMut(u64) -> Option<u64>,
-) -> Exec<u64> {
+pub fn modify(cpu: &mut Cpu, insn: &Instruction, f: impl FnMut(u64) -> Option<u64>) -> Exec<u64> {
     modify_locked(cpu, insn, insn.has_lock_prefix(), f)
 }
 
