@@ -1,8 +1,10 @@
 //! The devices of a machine: the buses, PCI, virtio, the PC's legacy parts, ACPI.
 
+pub mod acpi;
 pub mod bus;
 pub mod irq;
 pub mod legacy;
 pub mod pci;
+pub mod smbios;
 #[cfg(test)]
 mod test_vm;
