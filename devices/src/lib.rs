@@ -8,3 +8,4 @@ pub mod pci;
 pub mod smbios;
 #[cfg(test)]
 mod test_vm;
+pub mod virtio;

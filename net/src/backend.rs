@@ -97,6 +97,16 @@ pub trait Backend: Send + AsRawFd {
     /// # Errors
     /// `InvalidInput` for what [`offloads`](Backend::offloads) lacks; others as the system says.
     fn set_offloads(&mut self, accepted: Offloads) -> io::Result<()>;
+
+    /// Says whether the driver uses this queue pair. A network that spreads its frames over several
+    /// backends gives none to one that is not active; a new backend is active.
+    ///
+    /// # Errors
+    /// As the system says.
+    fn set_active(&mut self, active: bool) -> io::Result<()> {
+        let _ = active;
+        Ok(())
+    }
 }
 
 /// Length of an Ethernet header: two addresses and a type.

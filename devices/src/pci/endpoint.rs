@@ -98,13 +98,20 @@ pub struct EndpointBuilder {
     config: ConfigSpace,
     bars: [Option<BarSlot>; BARS],
     msix: Option<(Arc<Msix>, usize)>,
+    intx: Arc<Intx>,
     pin: u8,
 }
 
 impl EndpointBuilder {
     /// A function with no BARs, no capabilities and no interrupt.
     pub fn new(identity: &Identity) -> Self {
-        Self { config: ConfigSpace::new(identity), bars: Default::default(), msix: None, pin: 0 }
+        Self {
+            config: ConfigSpace::new(identity),
+            bars: Default::default(),
+            msix: None,
+            intx: Arc::default(),
+            pin: 0,
+        }
     }
 
     /// Appends a capability; see [`ConfigSpace::add_capability`].
@@ -161,9 +168,10 @@ impl EndpointBuilder {
     }
 
     /// Gives the function an interrupt pin (1 = INTA .. 4 = INTD).
-    pub fn interrupt_pin(&mut self, pin: u8) {
+    pub fn interrupt_pin(&mut self, pin: u8) -> Arc<Intx> {
         self.pin = pin;
         self.config.set_u8(reg::INTERRUPT_PIN, pin);
+        self.intx.clone()
     }
 
     /// The space, for registers of the function's own.
@@ -175,7 +183,7 @@ impl EndpointBuilder {
     pub fn build(self) -> Endpoint {
         let reset = self.config.clone();
         let inner = Inner { config: self.config, reset, bars: self.bars, bus: Weak::new() };
-        Endpoint { inner: Mutex::new(inner), msix: self.msix, intx: Arc::default(), pin: self.pin }
+        Endpoint { inner: Mutex::new(inner), msix: self.msix, intx: self.intx, pin: self.pin }
     }
 }
 
