@@ -33,11 +33,12 @@ step "build"
 make -s -C "$work" -j"$(nproc)" KBUILD_BUILD_TIMESTAMP=@0 KBUILD_BUILD_USER=lodge \
     KBUILD_BUILD_HOST=lodge bzImage
 cp "$work/arch/x86/boot/bzImage" "$out/bzImage"
-objcopy --strip-debug "$work/vmlinux" "$out/vmlinux"
+objcopy --strip-all "$work/vmlinux" "$out/vmlinux"
 cp "$work/.config" "$out/config"
 step "RAM disk"
+mkdir "$work/ramdisk"
 gcc -O2 -Wall -Werror -static -nostdlib -ffreestanding -fno-stack-protector -fno-pie -no-pie \
-    -Wl,--build-id=none -o "$work/init" "$here/init.c"
-strip "$work/init"
-(cd "$work" && echo init | cpio --quiet -o -H newc --owner=0:0) > "$out/initrd.img"
+    -Wl,--build-id=none -o "$work/ramdisk/init" "$here/init.c"
+strip "$work/ramdisk/init"
+(cd "$work/ramdisk" && echo init | cpio --quiet -o -H newc --owner=0:0) > "$out/initrd.img"
 step "done: $(du -h "$out/vmlinux" | cut -f 1) vmlinux"
