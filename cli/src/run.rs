@@ -70,6 +70,10 @@ pub struct Args {
     #[arg(long, value_name = "CONSOLE", value_parser = parse::<Console>)]
     console: Option<Console>,
 
+    /// Let the guest end the machine by a write to port F4H: for test guests.
+    #[arg(long)]
+    debug_exit: bool,
+
     /// Read the machine from this file first; flags then take the place of what it says.
     ///
     /// Any --disk takes the place of all disks in the file, any --net of all network cards.
@@ -159,6 +163,7 @@ impl Args {
         set(&mut spec.disks, Some(self.disks).filter(|disks| !disks.is_empty()));
         set(&mut spec.nets, Some(self.nets).filter(|nets| !nets.is_empty()));
         set(&mut spec.console, self.console);
+        spec.debug_exit |= self.debug_exit;
         Ok(spec)
     }
 }

@@ -37,6 +37,10 @@ pub struct MachineSpec {
     /// The network cards, in the order in which the guest finds them: virtio network devices.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub nets: Vec<Net>,
+    /// The guest can end the machine by writing a value to port F4H, which becomes the exit code:
+    /// for test guests.
+    #[serde(skip_serializing_if = "is_false")]
+    pub debug_exit: bool,
 }
 
 impl Default for MachineSpec {
@@ -50,6 +54,7 @@ impl Default for MachineSpec {
             console: Console::default(),
             disks: Vec::new(),
             nets: Vec::new(),
+            debug_exit: false,
         }
     }
 }
@@ -287,6 +292,7 @@ mod tests {
                 Net::User(UserNet::default()),
                 Net::Tap(TapNet { name: "tap0".into(), mac: Some(MacAddr([2, 0, 0, 0, 0, 1])) }),
             ],
+            debug_exit: true,
         }
     }
 
