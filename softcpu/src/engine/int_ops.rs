@@ -136,6 +136,8 @@ macro_rules! handlers {
         }
     )*};
 }
+pub(super) use handlers;
+
 handlers! {
     fn alu_rr<const K, const Z>(s, ip, o) {
         let v = alu::<K, Z>(s, rd::<Z>(s, o.dst), rd::<Z>(s, o.src));
@@ -452,7 +454,7 @@ fn shift<const K: u8, const Z: u8>(s: &mut Cpu, a: u64, count: u32) -> u64 {
 }
 
 #[inline(always)]
-fn unary<const K: u8, const Z: u8>(s: &mut Cpu, a: u64) -> u64 {
+pub fn unary<const K: u8, const Z: u8>(s: &mut Cpu, a: u64) -> u64 {
     match K {
         NOT => !a,
         NEG => alu::<SUB, Z>(s, 0, a),

@@ -2,6 +2,7 @@
 
 use iced_x86::{Code, FlowControl, Instruction, Mnemonic as M, OpKind, Register};
 
+use super::atomic_ops as atomic;
 use super::flow_ops as flow;
 use super::int_ops::{self as int, ADC, ADD, AND, CMP, OR, SBB, SUB, TEST, XOR};
 use super::op::{Handler, Header, Link, Op, Slot, generic};
@@ -125,7 +126,7 @@ impl Lowering {
         Op { imm, disp, scale: near(imm) | near(disp) << 1, ..self.op(f) }
     }
 
-    fn op(&self, f: Handler) -> Op {
+    pub(super) fn op(&self, f: Handler) -> Op {
         let zero = reg::ZERO as u8;
         Op { f, imm: 0, disp: 0, dst: 0, src: 0, base: zero, index: zero, scale: 0, n: self.n, pos: 0 }
     }
@@ -142,7 +143,7 @@ impl Lowering {
         Some(())
     }
 
-    fn emit(&mut self, op: Op) -> Option<()> {
+    pub(super) fn emit(&mut self, op: Op) -> Option<()> {
         self.push(op);
         Some(())
     }
@@ -161,7 +162,7 @@ impl Lowering {
 
     /// Fills in the memory operand; operations that compute a linear address come first where it is not flat.
     /// None: leave the instruction to the reference interpreter.
-    fn memory(&mut self, op: &mut Op, insn: &Instruction, size: u8, write: bool) -> Option<()> {
+    pub(super) fn memory(&mut self, op: &mut Op, insn: &Instruction, size: u8, write: bool) -> Option<()> {
         let segment = insn.memory_segment();
         let address = address_size(insn);
         if self.bits == 64 {
@@ -209,7 +210,7 @@ impl Lowering {
 
     fn lower(&mut self, insn: &Instruction) -> Option<()> {
         if insn.has_lock_prefix() {
-            return None;
+            return self.locked(insn);
         }
         match insn.mnemonic() {
             M::Add => self.alu(insn, ADD),
@@ -238,6 +239,7 @@ impl Lowering {
             M::Div => self.div(insn),
             M::Bt => self.bt(insn),
             M::Xchg => self.xchg(insn),
+            M::Xadd | M::Cmpxchg => self.exchange(insn),
             M::Bswap => self.bswap(insn),
             M::Cbw => self.emit_sized(int::widen::<2>),
             M::Cwde => self.emit_sized(int::widen::<4>),
@@ -248,7 +250,8 @@ impl Lowering {
             M::Nop | M::Endbr64 | M::Endbr32 | M::Pause => self.emit_sized(int::nop),
             M::Push | M::Pop | M::Leave if self.bits == 64 => self.stack(insn),
             M::Jmp | M::Call | M::Ret => self.branch(insn),
-            _ => self.conditional(insn),
+            _ if insn.condition_code() != iced_x86::ConditionCode::None => self.conditional(insn),
+            _ => self.sse(insn),
         }
     }
 
@@ -459,12 +462,75 @@ impl Lowering {
 
     fn xchg(&mut self, insn: &Instruction) -> Option<()> {
         if insn.op0_kind() != OpKind::Register || insn.op1_kind() != OpKind::Register {
-            return None;
+            return self.exchange(insn);
         }
         let z = size_of_operand(insn, 0)?;
         let dst = operand(insn.op0_register(), z)?;
         let src = operand(insn.op1_register(), z)?;
         self.emit(Op { dst, src, ..self.op(sized!(z, int::xchg_rr)) })
+    }
+
+    /// XCHG, XADD and CMPXCHG of memory with a register.
+    fn exchange(&mut self, insn: &Instruction) -> Option<()> {
+        let register = match (insn.op0_kind(), insn.op1_kind()) {
+            (OpKind::Memory, OpKind::Register) => 1,
+            (OpKind::Register, OpKind::Memory) => 0,
+            _ => return None,
+        };
+        let z = size_of_operand(insn, register)?;
+        let f = match insn.mnemonic() {
+            M::Xchg => sized!(z, atomic::xchg_mr),
+            M::Xadd => sized!(z, atomic::xadd_mr),
+            _ => sized!(z, atomic::cmpxchg_mr),
+        };
+        let mut op = self.op(f);
+        op.src = operand(insn.op_register(register), z)?;
+        self.memory(&mut op, insn, z, true)?;
+        self.emit(op)
+    }
+
+    /// Instructions with a LOCK prefix; those that must not have one are left to the reference interpreter.
+    fn locked(&mut self, insn: &Instruction) -> Option<()> {
+        let alu = match insn.mnemonic() {
+            M::Add => ADD,
+            M::Or => OR,
+            M::Adc => ADC,
+            M::Sbb => SBB,
+            M::And => AND,
+            M::Sub => SUB,
+            M::Xor => XOR,
+            M::Xchg | M::Xadd | M::Cmpxchg => return self.exchange(insn),
+            M::Not => return self.locked_unary(insn, int::NOT),
+            M::Neg => return self.locked_unary(insn, int::NEG),
+            M::Inc => return self.locked_unary(insn, int::INC),
+            M::Dec => return self.locked_unary(insn, int::DEC),
+            _ => return None,
+        };
+        if insn.op0_kind() != OpKind::Memory {
+            return None;
+        }
+        let z = size_of_operand(insn, 0)?;
+        let mut op = if insn.op1_kind() == OpKind::Register {
+            let src = operand(insn.op1_register(), z)?;
+            let f = kinds!(alu, z, atomic::lock_alu_mr, [0 1 2 3 4 5 6]);
+            Op { src, ..self.op(f) }
+        } else {
+            let imm = cut(insn.try_immediate(1).ok()?, z);
+            let f = kinds!(alu, z, atomic::lock_alu_mi, [0 1 2 3 4 5 6]);
+            Op { imm, ..self.op(f) }
+        };
+        self.memory(&mut op, insn, z, true)?;
+        self.emit(op)
+    }
+
+    fn locked_unary(&mut self, insn: &Instruction, kind: u8) -> Option<()> {
+        if insn.op0_kind() != OpKind::Memory {
+            return None;
+        }
+        let z = size_of_operand(insn, 0)?;
+        let mut op = self.op(kinds!(kind, z, atomic::lock_un_m, [0 1 2 3]));
+        self.memory(&mut op, insn, z, true)?;
+        self.emit(op)
     }
 
     fn bswap(&mut self, insn: &Instruction) -> Option<()> {
@@ -639,7 +705,7 @@ impl Lowering {
 }
 
 /// A register's number, or the byte's offset for 8-bit registers.
-fn operand(register: Register, size: u8) -> Option<u8> {
+pub(super) fn operand(register: Register, size: u8) -> Option<u8> {
     if !register.is_gpr() {
         return None;
     }

@@ -1,10 +1,13 @@
 //! Decoded code: the interpreter's fast path.
 
+mod atomic_ops;
 mod cache;
 mod flow_ops;
 mod int_ops;
 mod lower;
+mod lower_sse;
 mod op;
+mod sse_ops;
 
 pub(crate) use cache::Cache;
 pub(crate) use flow_ops::{JUMPS, Jump};

@@ -9,17 +9,26 @@
 //! | `int`, `shift`, `muldiv`, `bits` | integer arithmetic |
 //! | `flow`, `stack`, `eflags` | near control flow, the stack, RFLAGS |
 //! | `seg` | descriptors and segment registers |
+//! | `sse`, `mmx`, `x87`, `xsave` | vectors and floating point, on the host's own instructions (`stubs`) |
 
 pub mod bits;
 pub mod eflags;
 pub mod far;
 pub mod flow;
 pub mod int;
+mod mmx;
 pub mod muldiv;
 pub mod operand;
 pub mod seg;
 pub mod shift;
+pub mod sse;
+pub(crate) mod sse_forms;
+mod sse_move;
 pub mod stack;
+pub mod stubs;
+mod x87;
+mod x87_env;
+mod xsave;
 
 use iced_x86::{Code, Instruction, Mnemonic as M};
 
