@@ -14,12 +14,16 @@ pub struct TestVm {
     irqs: Mutex<Vec<(u32, bool)>>,
     msis: Mutex<Vec<Msi>>,
     ioevents: Mutex<Vec<IoEvent>>,
-    /// Whether eventfds can be attached to guest writes.
-    pub ioeventfd: bool,
+    ioeventfd: bool,
 }
 
 #[allow(dead_code)] // Each test program uses a part of it.
 impl TestVm {
+    /// A recorder; `ioeventfd` says whether eventfds can be attached to guest writes.
+    pub fn new(ioeventfd: bool) -> Self {
+        Self { ioeventfd, ..Self::default() }
+    }
+
     /// Every change of a line, in order.
     pub fn irqs(&self) -> Vec<(u32, bool)> {
         self.irqs.lock().unwrap().clone()

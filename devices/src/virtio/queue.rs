@@ -22,6 +22,8 @@ pub struct Virtqueue {
     memory: Arc<GuestMemory>,
     kick: Arc<EventFd>,
     notifier: Arc<dyn Notifier>,
+    /// Chains were pushed since the driver was last told.
+    pushed: bool,
     /// The driver broke the rules; nothing is taken until the device is reset.
     broken: bool,
 }
@@ -58,6 +60,7 @@ impl Virtqueue {
             memory: resources.memory.clone(),
             kick: resources.kick.clone(),
             notifier: resources.notifier.clone(),
+            pushed: false,
             broken: false,
         })
     }
@@ -120,6 +123,7 @@ impl Virtqueue {
 
     /// Gives chain `head` back to the driver with `written` bytes in its writable part.
     pub fn push(&mut self, head: u16, written: u32) {
+        self.pushed = true;
         if self.queue.add_used(&*self.memory, head, written).is_err() {
             self.fail(Malformed::Ring);
         }
@@ -127,6 +131,9 @@ impl Virtqueue {
 
     /// Interrupts the driver if it wants to know of what was pushed since the last call.
     pub fn notify(&mut self) {
+        if !std::mem::take(&mut self.pushed) {
+            return;
+        }
         let wanted = if self.queue.event_idx_enabled() {
             self.queue.needs_notification(&*self.memory).unwrap_or(true)
         } else {
