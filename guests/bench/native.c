@@ -29,6 +29,7 @@ int main(int argc, char **argv)
         fprintf(stderr, "usage: native KERNELS.bin COUNT\n");
         return 2;
     }
+    setlinebuf(stdout); // the reader takes the time of each line
     void *code = map(0x200000, 0x200000, PROT_READ | PROT_WRITE | PROT_EXEC);
     map(0x1000000, 0x1000000, PROT_READ | PROT_WRITE);
     int file = open(argv[1], O_RDONLY);
