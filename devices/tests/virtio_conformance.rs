@@ -6,6 +6,7 @@
 
 mod support;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -547,8 +548,8 @@ fn event_index(subject: &dyn Subject) {
         }
     }
     driver.machine.device.pause();
-    for queue in 0..queues {
-        let expected = usize::from(asked[queue] >= 4);
+    for (queue, asked) in asked.iter().enumerate() {
+        let expected = usize::from(*asked >= 4);
         assert_eq!(driver.interrupts(queue as u32), expected, "queue {queue}");
     }
     subject.check(40);
@@ -610,7 +611,7 @@ fn pci_access(subject: &dyn Subject) {
     assert_eq!(driver.status(), 3);
 }
 
-/// Keeps the ring full until `stop`; returns how many requests were made. All have ended.
+/// Keeps the rings full until `stop`; returns how many requests were made. All have ended.
 fn flood(
     subject: &dyn Subject,
     driver: &mut Driver,
@@ -618,22 +619,31 @@ fn flood(
     stop: impl Fn(u32) -> bool,
 ) -> u32 {
     let mut n = first;
-    let mut open = 0u32;
+    let mut open: HashMap<(usize, u16), u32> = HashMap::new();
     loop {
         let end = stop(n);
-        let (queue, parts) = subject.request(driver, n);
-        if !end && open < 64 && driver.queues[queue].room() >= parts.len() {
-            driver.queues[queue].add(&parts);
+        // A page of data is used again only when the request that had it has ended.
+        let free = open.values().all(|older| n - older < 128);
+        let (queue, parts) = match end || !free {
+            true => (0, Vec::new()),
+            false => subject.request(driver, n),
+        };
+        if !parts.is_empty() && driver.queues[queue].room() >= parts.len() {
+            let head = driver.queues[queue].add(&parts);
             driver.kick(queue);
-            open += 1;
+            open.insert((queue, head), n);
             n += 1;
-        } else if open == 0 {
+        } else if open.is_empty() {
             return n;
         } else {
             wait("a used chain", || {
-                let ends = driver.queues.iter_mut().filter_map(|ring| ring.take_used()).count();
-                open -= ends as u32;
-                ends > 0
+                let before = open.len();
+                for (queue, ring) in driver.queues.iter_mut().enumerate() {
+                    while let Some((head, _)) = ring.take_used() {
+                        open.remove(&(queue, head));
+                    }
+                }
+                open.len() < before
             });
         }
     }

@@ -231,7 +231,7 @@ mod tests {
         let msix = Msix::new(vm.clone(), 10);
         program(&msix, 9, 0xfee0_1003, 0x41, true);
         msix.signal(9);
-        assert_eq!(msix.state().vectors[9].pending, false, "disabled: nothing happens");
+        assert!(!msix.state().vectors[9].pending, "disabled: nothing happens");
         msix.set_control(ENABLE);
         msix.signal(9);
         msix.signal(9);

@@ -25,9 +25,9 @@ mod worker;
 
 pub use block::{Block, BlockConfig, BlockState};
 pub use chain::{Chain, Malformed, Segment};
-pub use console::{Console, ConsoleOutput, ConsoleState};
+pub use console::{Console, ConsoleHandle, ConsoleOutput, ConsoleState};
 pub use device::{DeviceState, Notifier, QueueResources, QueueState, VirtioDevice};
-pub use net::{Net, NetConfig, NetState};
+pub use net::{Net, NetConfig, NetHandle, NetState};
 pub use queue::Virtqueue;
 pub use rng::Rng;
 pub use transport::{QueueRegisters, TransportState, VirtioPci};

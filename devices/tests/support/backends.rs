@@ -100,7 +100,7 @@ impl Disk for SharedDisk {
                 let mut batch: Vec<Request> =
                     std::iter::once(first).chain(inbox.try_iter()).collect();
                 turn = turn.wrapping_add(1);
-                if turn % 5 == 0 {
+                if turn.is_multiple_of(5) {
                     std::thread::sleep(std::time::Duration::from_micros(300));
                 }
                 batch.reverse();
