@@ -226,6 +226,7 @@ pub struct Msrs {
     pub tsc_adjust: u64,
     pub spec_ctrl: u64,
     pub mcg_status: u64,
+    pub mc_ctl: [u64; crate::msr::MC_BANKS],
     /// System-management base and other registers that firmware only stores and reads back.
     pub smbase: u64,
 }
