@@ -13,6 +13,7 @@
 //! [`Vcpu::run`]; that returns only when something outside must act.
 
 mod error;
+pub mod kvm;
 pub mod state;
 mod vm;
 

@@ -42,6 +42,9 @@ pub enum Activity {
 pub struct Events {
     /// An interrupt (vector) accepted but not yet delivered.
     pub interrupt: Option<u8>,
+    /// That interrupt comes from an INT instruction.
+    #[serde(default)]
+    pub soft_interrupt: bool,
     /// An exception (vector, error code) recognised but not yet delivered.
     pub exception: Option<(u8, Option<u32>)>,
     /// An NMI waits.

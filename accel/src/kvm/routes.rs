@@ -1,0 +1,149 @@
+//! Interrupts that eventfds raise: IOAPIC pins by their number, messages by routes of their own.
+//!
+//! ```text
+//!   GSI  0..16   PIC pair and IOAPIC pin      fixed
+//!   GSI 16..24   IOAPIC pin                   fixed
+//!   GSI 24..     a message each               made by add, freed by remove
+//! ```
+//!
+//! The kernel takes the table as a whole, so it is written again for each change.
+
+use std::os::fd::{AsRawFd, RawFd};
+
+use kvm_bindings::{
+    KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER,
+    KVM_IRQCHIP_PIC_SLAVE, KvmIrqRouting, kvm_irq_routing_entry,
+    kvm_irq_routing_entry__bindgen_ty_1, kvm_irq_routing_irqchip, kvm_irq_routing_msi,
+};
+use kvm_ioctls::VmFd;
+use vmm_sys_util::eventfd::EventFd;
+
+use super::refused;
+use crate::error::{Error, Result};
+use crate::vm::{Msi, Trigger};
+
+/// Pins of the IOAPIC.
+pub(super) const PINS: u32 = 24;
+
+struct Binding {
+    fd: RawFd,
+    trigger: Trigger,
+    gsi: u32,
+}
+
+/// Who raises what.
+pub(super) struct Routes {
+    bindings: Vec<Binding>,
+    /// The largest table that the kernel takes, in entries.
+    limit: usize,
+}
+
+impl Routes {
+    pub(super) fn new(limit: usize) -> Self {
+        Self { bindings: Vec::new(), limit }
+    }
+
+    pub(super) fn add(&mut self, vm: &VmFd, fd: &EventFd, trigger: Trigger) -> Result<()> {
+        if self.find(fd, trigger).is_some() {
+            return Err(Error::Invalid(format!("this eventfd raises {trigger:?} already")));
+        }
+        let gsi = match trigger {
+            Trigger::Gsi(pin) if pin < PINS => pin,
+            Trigger::Gsi(pin) => {
+                return Err(Error::Invalid(format!("IRQ line {pin}: the lines are 0 to 23")));
+            }
+            Trigger::Msi(_) => self.free_gsi(),
+        };
+        self.bindings.push(Binding { fd: fd.as_raw_fd(), trigger, gsi });
+        let result = self
+            .write(vm)
+            .and_then(|()| vm.register_irqfd(fd, gsi).map_err(refused("adding an irqfd")));
+        if result.is_err() {
+            self.bindings.pop();
+        }
+        result
+    }
+
+    pub(super) fn remove(&mut self, vm: &VmFd, fd: &EventFd, trigger: Trigger) -> Result<()> {
+        let at = self
+            .find(fd, trigger)
+            .ok_or_else(|| Error::Invalid(format!("this eventfd does not raise {trigger:?}")))?;
+        vm.unregister_irqfd(fd, self.bindings[at].gsi).map_err(refused("removing an irqfd"))?;
+        self.bindings.swap_remove(at);
+        self.write(vm)
+    }
+
+    fn find(&self, fd: &EventFd, trigger: Trigger) -> Option<usize> {
+        let fd = fd.as_raw_fd();
+        self.bindings.iter().position(|b| b.fd == fd && b.trigger == trigger)
+    }
+
+    fn free_gsi(&self) -> u32 {
+        (PINS..)
+            .find(|gsi| self.bindings.iter().all(|b| b.gsi != *gsi))
+            .expect("fewer bindings than numbers")
+    }
+
+    fn write(&self, vm: &VmFd) -> Result<()> {
+        let entries = table(self.bindings.iter().filter_map(|b| match b.trigger {
+            Trigger::Msi(msi) => Some((b.gsi, msi)),
+            Trigger::Gsi(_) => None,
+        }));
+        if entries.len() > self.limit {
+            return Err(Error::Invalid(format!(
+                "{} interrupt routes are more than this kernel takes ({})",
+                entries.len(),
+                self.limit
+            )));
+        }
+        let table = KvmIrqRouting::from_entries(&entries)
+            .map_err(|_| Error::Invalid(format!("{} interrupt routes", entries.len())))?;
+        vm.set_gsi_routing(&table).map_err(refused("routing interrupts"))
+    }
+}
+
+/// The whole table: what a PC always has, then messages.
+fn table(messages: impl Iterator<Item = (u32, Msi)>) -> Vec<kvm_irq_routing_entry> {
+    let pin = |gsi: u32, irqchip: u32, pin: u32| kvm_irq_routing_entry {
+        gsi,
+        type_: KVM_IRQ_ROUTING_IRQCHIP,
+        u: kvm_irq_routing_entry__bindgen_ty_1 {
+            irqchip: kvm_irq_routing_irqchip { irqchip, pin },
+        },
+        ..Default::default()
+    };
+    let master = (0..8).map(|i| pin(i, KVM_IRQCHIP_PIC_MASTER, i));
+    let slave = (8..16).map(|i| pin(i, KVM_IRQCHIP_PIC_SLAVE, i - 8));
+    let ioapic = (0..PINS).map(|i| pin(i, KVM_IRQCHIP_IOAPIC, i));
+    let messages = messages.map(|(gsi, msi)| kvm_irq_routing_entry {
+        gsi,
+        type_: KVM_IRQ_ROUTING_MSI,
+        u: kvm_irq_routing_entry__bindgen_ty_1 {
+            msi: kvm_irq_routing_msi {
+                address_lo: msi.address as u32,
+                address_hi: (msi.address >> 32) as u32,
+                data: msi.data,
+                ..Default::default()
+            },
+        },
+        ..Default::default()
+    });
+    master.chain(slave).chain(ioapic).chain(messages).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_has_the_pc_and_the_messages() {
+        let msi = Msi { address: 0x1_fee0_1000, data: 0x4041 };
+        let table = table([(24, msi)].into_iter());
+        assert_eq!(table.len(), 16 + 24 + 1);
+        let last = table[40];
+        assert_eq!((last.gsi, last.type_), (24, KVM_IRQ_ROUTING_MSI));
+        // SAFETY: a message's entry, by its type.
+        let msi = unsafe { last.u.msi };
+        assert_eq!((msi.address_lo, msi.address_hi, msi.data), (0xfee0_1000, 1, 0x4041));
+    }
+}
