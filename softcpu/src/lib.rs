@@ -26,12 +26,14 @@ pub mod msr;
 pub mod shared;
 pub mod state;
 pub mod tlb;
+pub mod vcpu;
 pub mod walk;
 
 pub use exec::execute;
 pub use fault::{Exec, Fault};
 pub use shared::Shared;
 pub use state::Cpu;
+pub use vcpu::{Exit, Tier, Vcpu};
 
 /// At most so many instructions are executed between two looks at a vCPU's attention word.
 pub const FUEL: i64 = 1000;

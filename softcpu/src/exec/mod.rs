@@ -9,13 +9,20 @@
 //! | `int`, `shift`, `muldiv`, `bits` | integer arithmetic |
 //! | `flow`, `stack`, `eflags` | near control flow, the stack, RFLAGS |
 //! | `seg` | descriptors and segment registers |
+//! | `far`, `iret`, `task`, `syscall` | far control flow, gates, task switches, fast system calls |
+//! | `string`, `io` | string instructions, ports |
+//! | `system`, `control` | system instructions, control and debug registers |
+//! | `step` | one instruction at RIP: fetch, decode, execute |
 //! | `sse`, `mmx`, `x87`, `xsave` | vectors and floating point, on the host's own instructions (`stubs`) |
 
 pub mod bits;
+pub mod control;
 pub mod eflags;
 pub mod far;
 pub mod flow;
 pub mod int;
+pub mod io;
+pub mod iret;
 mod mmx;
 pub mod muldiv;
 pub mod operand;
@@ -25,7 +32,12 @@ pub mod sse;
 pub(crate) mod sse_forms;
 mod sse_move;
 pub mod stack;
+pub mod step;
+pub mod string;
 pub mod stubs;
+pub mod syscall;
+pub mod system;
+pub mod task;
 mod x87;
 mod x87_env;
 mod xsave;
@@ -44,6 +56,11 @@ pub enum Feature {
     Adx,
     Bmi1,
     Lzcnt,
+    Rdtscp,
+    Smap,
+    Invpcid,
+    Clflushopt,
+    Clwb,
 }
 
 /// Executes `insn`, which lies at `cpu.rip`. `cpu.next_rip` is already the address after it; branches change it. On a
@@ -159,8 +176,16 @@ fn conditional(cpu: &mut Cpu, insn: &Instruction) -> Exec {
         _ if code.is_jcc_short_or_near() => flow::jcc(cpu, insn),
         _ if code >= Code::Seto_rm8 && code <= Code::Setg_rm8 => int::setcc(cpu, insn),
         _ if code >= Code::Cmovo_r16_rm16 && code <= Code::Cmovg_r64_rm64 => int::cmov(cpu, insn),
-        _ => Err(Fault::UD),
+        _ => rare(cpu, insn),
     }
+}
+
+/// String, port and system instructions.
+fn rare(cpu: &mut Cpu, insn: &Instruction) -> Exec {
+    string::execute(cpu, insn)
+        .or_else(|| io::execute(cpu, insn))
+        .or_else(|| system::execute(cpu, insn))
+        .unwrap_or_else(|| sse::execute(cpu, insn))
 }
 
 /// MOV: general-purpose, or with a segment, control or debug register.
@@ -172,6 +197,11 @@ fn mov(cpu: &mut Cpu, insn: &Instruction) -> Exec {
         Code::Mov_Sreg_rm16 | Code::Mov_Sreg_r32m16 | Code::Mov_Sreg_r64m16 => {
             seg::mov_to_segment(cpu, insn)
         }
+        Code::Mov_r32_cr | Code::Mov_r64_cr => control::mov_from_cr(cpu, insn),
+        Code::Mov_cr_r32 | Code::Mov_cr_r64 => control::mov_to_cr(cpu, insn),
+        Code::Mov_r32_dr | Code::Mov_r64_dr => control::mov_from_dr(cpu, insn),
+        Code::Mov_dr_r32 | Code::Mov_dr_r64 => control::mov_to_dr(cpu, insn),
+        Code::Mov_r32_tr | Code::Mov_tr_r32 => Err(Fault::UD),
         _ => int::mov(cpu, insn),
     }
 }
@@ -184,8 +214,12 @@ impl Cpu {
             Feature::Bmi1 => (7, 1, 3),
             Feature::Adx => (7, 1, 19),
             Feature::Lzcnt => (0x8000_0001, 2, 5),
+            Feature::Rdtscp => (0x8000_0001, 3, 27),
+            Feature::Smap => (7, 1, 20),
+            Feature::Invpcid => (7, 1, 10),
+            Feature::Clflushopt => (7, 1, 23),
+            Feature::Clwb => (7, 1, 24),
         };
-        let _ = (leaf, register, bit);
-        false
+        self.cpuid(leaf, 0)[register] >> bit & 1 != 0
     }
 }
