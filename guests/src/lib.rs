@@ -7,7 +7,7 @@
 //! ```text
 //! guests/NAME/**  --hash-->  cache/NAME-HASH/        there: done
 //!                                   ^
-//!                            cache/NAME-HASH.partial  build.sh, then renamed
+//!                            cache/NAME.partial/     build.sh, then renamed
 //!                            cache/NAME.lock          one builder at a time, any process
 //! ```
 #![forbid(unsafe_code)]
@@ -175,7 +175,7 @@ impl Recipe {
         if made.is_dir() {
             return Ok(made);
         }
-        let partial = made.with_extension("partial");
+        let partial = cache.join(format!("{}.partial", self.name));
         if partial.exists() {
             at("remove", &partial, fs::remove_dir_all(&partial))?;
         }
@@ -241,10 +241,10 @@ mod tests {
     use super::*;
     use std::os::unix::fs::PermissionsExt;
 
-    static TEST: Recipe = Recipe { name: "test", about: "", packages: &[], needs_root: false };
+    static TEST: Recipe = Recipe { name: "te.st", about: "", packages: &[], needs_root: false };
 
     fn write_script(recipes: &Path, script: &str) {
-        let folder = recipes.join("test");
+        let folder = recipes.join("te.st");
         fs::create_dir_all(&folder).unwrap();
         let path = folder.join("build.sh");
         fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();

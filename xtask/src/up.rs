@@ -59,12 +59,12 @@ pub fn run(args: &Args) -> Result<ExitCode> {
 
 /// A copy of the guest's disk that keeps what is written to it; one for each version of the guest.
 fn own_disk(guest: &Path, fresh: bool) -> Result<PathBuf> {
-    let folder = lodge_guests::cache()?.join("up");
-    fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
     let version = guest.file_name().context("the guest's folder has no name")?;
-    let disk = folder.join(version).with_extension("qcow2");
+    let folder = lodge_guests::cache()?.join("up").join(version);
+    fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    let disk = folder.join("disk.qcow2");
     if fresh || !disk.exists() {
-        let partial = disk.with_extension("partial");
+        let partial = folder.join("disk.partial");
         let from = guest.join("disk.qcow2");
         call(Command::new("cp").arg("--reflink=auto").args([&from, &partial]))?;
         fs::rename(&partial, &disk).with_context(|| format!("cannot make {}", disk.display()))?;
