@@ -84,7 +84,8 @@ pub(super) fn load(
 /// The setup header, as far as this kernel has it.
 fn parse(kernel: &Source, head: &[u8]) -> Result<setup_header, Error> {
     let refuse = |reason| Err(kernel.not_a_kernel(reason));
-    let magic = |offset: usize, bytes: &[u8]| head.get(offset..).is_some_and(|h| h.starts_with(bytes));
+    let magic =
+        |offset: usize, bytes: &[u8]| head.get(offset..).is_some_and(|h| h.starts_with(bytes));
     if magic(0x1fe, &BOOT_FLAG.to_le_bytes()) && magic(AFTER_JUMP, &HEADER_MAGIC.to_le_bytes()) {
         let mut header = setup_header::default();
         let bytes = header.as_mut_slice();
@@ -152,7 +153,7 @@ fn fill_e820(params: &mut boot_params, target: &Target<'_>) {
     // A machine has some ten ranges; the zero page has room for 128.
     for (slot, range) in table.iter_mut().zip(target.map) {
         *slot =
-            boot_e820_entry { addr: range.start, size: range.bytes, type_: range.kind.number() };
+            boot_e820_entry { addr: range.start, size: range.bytes, r#type: range.kind.number() };
         count += 1;
     }
     params.e820_table = table;

@@ -70,7 +70,8 @@ pub(super) fn load(
         return Err(kernel.not_a_kernel("it is an ELF file without a PVH entry (CONFIG_PVH)"));
     };
     target.write_cmdline(kernel, MAX_COMMAND_LINE)?;
-    let initrd = initrd.map(|initrd| target.load_initrd(initrd, end, u32::MAX.into())).transpose()?;
+    let initrd =
+        initrd.map(|initrd| target.load_initrd(initrd, end, u32::MAX.into())).transpose()?;
     write_start_info(target, initrd)?;
     let mut state = EntryState::protected_mode(target, entry.into())?;
     state.gprs[RBX] = at::PVH_INFO;

@@ -120,9 +120,9 @@ impl EntryState {
 
 /// The first 4 GiB one to one, in pages of 2 MiB.
 fn page_tables() -> Vec<u8> {
-    let pml4 = [at::PAGE_TABLES + TABLE | PRESENT_WRITABLE];
+    let pml4 = [(at::PAGE_TABLES + TABLE) | PRESENT_WRITABLE];
     let first_directory = at::PAGE_TABLES + 2 * TABLE;
-    let pointers = (0..DIRECTORIES).map(|i| first_directory + i * TABLE | PRESENT_WRITABLE);
+    let pointers = (0..DIRECTORIES).map(|i| (first_directory + i * TABLE) | PRESENT_WRITABLE);
     let pages = (0..DIRECTORIES * ENTRIES).map(|i| i << 21 | LARGE_PAGE | PRESENT_WRITABLE);
     let padded = |entries: &mut dyn Iterator<Item = u64>| {
         entries.chain(std::iter::repeat(0)).take(ENTRIES as usize).collect::<Vec<_>>()

@@ -104,16 +104,18 @@ mod tests {
             (0xb000_0000, 0xc000_0000, 2),
             (0x1_0000_0000, 0x1_4000_0000, 1),
         ];
-        assert_eq!(map(3 << 30, &[0xb000_0000..0xc000_0000]), expected);
+        let ecam = 0xb000_0000..0xc000_0000;
+        assert_eq!(map(3 << 30, &[ecam]), expected);
     }
 
     #[test]
     fn whatever_is_reserved_is_never_free() {
+        let everything = 0..u64::MAX;
         let lists: [&[Range<u64>]; 5] = [
             &[],
             &[0x20_0000..0x20_0000, 0x7ff_f000..0x800_0000],
             &[0x20_0000..0x30_0000, 0x28_0000..0x40_0000, 0x40_0000..0x50_0000],
-            &[0..u64::MAX],
+            &[everything],
             &[0x1000..0x2000, 0..0x9_0000, 0xf_0000..0x20_0000],
         ];
         for reserved in lists {

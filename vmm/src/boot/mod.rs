@@ -198,7 +198,8 @@ pub fn load(
     let initrd = boot.initrd.map(|path| Source::open("initrd", path)).transpose()?;
     let head = kernel.head()?;
     let map = memory_map(platform.ram, platform.reserved);
-    let target = Target { memory, low_ram: low_ram(platform.ram), map: &map, cmdline: boot.cmdline };
+    let target =
+        Target { memory, low_ram: low_ram(platform.ram), map: &map, cmdline: boot.cmdline };
     let entry = if head.starts_with(elf::MAGIC) {
         elf::load(&target, &mut kernel, initrd)?
     } else {

@@ -3,7 +3,6 @@ use lodge_accel::state::VcpuState;
 use lodge_devices::acpi::AcpiSetup;
 use lodge_devices::pci::{ECAM_BASE, ECAM_SIZE, Windows, intx_gsi};
 use std::path::PathBuf;
-use vm_memory::GuestMemoryBackend;
 
 /// A directory that goes away with the test.
 struct Files(PathBuf);
@@ -54,7 +53,8 @@ impl Machine {
             vcpus: 2,
             ram: self.ram.clone(),
         };
-        let reserved = [ECAM_BASE..ECAM_BASE + ECAM_SIZE];
+        let ecam = ECAM_BASE..ECAM_BASE + ECAM_SIZE;
+        let reserved = [ecam];
         let platform =
             Platform { ram: &self.ram, reserved: &reserved, acpi: &acpi, smbios: &smbios };
         load(&self.memory, boot, &platform)
@@ -121,7 +121,9 @@ fn elf() -> Vec<u8> {
     header(120, 4, [176, 0, 40, 0, 40]);
     put(64 + 40, &0x2_0000u64.to_le_bytes());
     put(120 + 40, &40u64.to_le_bytes());
-    for note in [&b"\x04\0\0\0\x03\0\0\0\x12\0\0\0GNU\0abc\0"[..], b"\x04\0\0\0\x04\0\0\0\x12\0\0\0Xen\0"] {
+    for note in
+        [&b"\x04\0\0\0\x03\0\0\0\x12\0\0\0GNU\0abc\0"[..], b"\x04\0\0\0\x04\0\0\0\x12\0\0\0Xen\0"]
+    {
         image.extend(note);
     }
     image.extend(0x100_0040u32.to_le_bytes());
@@ -145,7 +147,7 @@ fn a_bzimage_starts_in_64_bit_mode() {
     assert_eq!((entry.rip, entry.gprs[6], entry.efer), (0x100_0200, 0x7000, 0x500));
     assert_eq!((entry.cr0, entry.cr3, entry.cr4), (0x8000_0011, 0x9000, 0x20));
     assert_eq!(machine.bytes(0x100_0000, PAYLOAD), payload());
-    let zero_page = |at, len| machine.number(0x7000 + at, len);
+    let zero_page = |at: u64, len| machine.number(0x7000 + at, len);
     assert_eq!(zero_page(0x202, 4), 0x5372_6448);
     assert_eq!(zero_page(0x210, 1), 0xff);
     assert_eq!(zero_page(0x214, 4), 0x100_0000);
@@ -174,7 +176,10 @@ fn older_kernels_start_in_32_bit_mode_and_small_memory_moves_relocatable_ones() 
     let kernel = files.put("k", &patched(0x236, &[0, 0]));
     let boot = DirectBoot { kernel: &kernel, initrd: None, cmdline: "" };
     let entry = machine.load(&boot).unwrap();
-    assert_eq!((entry.rip, entry.cr0, entry.efer, entry.code.attributes), (0x100_0000, 0x11, 0, 0xc09b));
+    assert_eq!(
+        (entry.rip, entry.cr0, entry.efer, entry.code.attributes),
+        (0x100_0000, 0x11, 0, 0xc09b)
+    );
     files.put("k", &patched(0x206, &[6, 2]));
     assert_eq!(machine.load(&boot).unwrap().rip, 0x10_0000);
     files.put("k", &bzimage());
@@ -198,7 +203,7 @@ fn an_elf_kernel_starts_by_pvh() {
     assert_eq!((entry.rip, entry.gprs[3], entry.cr0, entry.cr4), (0x100_0040, 0x6000, 0x11, 0));
     assert_eq!(machine.bytes(0x100_0000, PAYLOAD), payload());
     assert!(machine.bytes(0x100_0000 + PAYLOAD as u64, 0x2000).iter().all(|b| *b == 0));
-    let info = |at, len| machine.number(0x6000 + at, len);
+    let info = |at: u64, len| machine.number(0x6000 + at, len);
     assert_eq!((info(0, 4), info(4, 4), info(12, 4)), (0x336e_c578, 1, 1));
     let module = info(16, 8);
     assert_eq!((machine.number(module, 8), machine.number(module + 8, 8)), (0x7fff_f000, 4096));
@@ -245,9 +250,8 @@ fn what_is_no_kernel_is_told_so() {
         assert!(text.contains(wanted), "{wanted}: {text}");
     }
     let kernel = files.put("k", &bzimage());
-    let boot = |kernel, initrd, cmdline| {
-        let text = machine.load(&DirectBoot { kernel, initrd, cmdline }).unwrap_err();
-        text.to_string()
+    let boot = |kernel: &Path, initrd: Option<&Path>, cmdline: &str| {
+        machine.load(&DirectBoot { kernel, initrd, cmdline }).unwrap_err().to_string()
     };
     assert!(boot(&kernel, None, &"x".repeat(101)).contains("takes 100"));
     assert!(boot(&kernel, None, "a\0b").contains("zero byte"));
@@ -260,9 +264,11 @@ fn what_is_no_kernel_is_told_so() {
     let text = boot(&kernel, Some(&sparse), "");
     assert!(text.contains("initrd") && text.contains("does not fit"), "{text}");
     assert!(boot(&sparse, None, "").contains("no Linux setup header"));
-    assert!(Machine::new(4096)
-        .load(&DirectBoot { kernel: &kernel, initrd: None, cmdline: "" })
-        .is_err());
+    assert!(
+        Machine::new(4096)
+            .load(&DirectBoot { kernel: &kernel, initrd: None, cmdline: "" })
+            .is_err()
+    );
 }
 
 /// Whatever bytes a kernel's headers have: an error, or a kernel within memory; never a panic.
