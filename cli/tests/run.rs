@@ -35,7 +35,7 @@ fn bad_requests_name_the_thing_and_the_way_out() {
         (refused(&["run", "--kernel", here]), ["is a directory", "help:"]),
         (kernel(&["--disk", here]), ["disks[0].path", "is a directory"]),
         (kernel(&["--disk", "/no/such.img"]), ["disks[0].path", "does not exist"]),
-        (kernel(&["--disk", "a,formt=raw"]), ["unknown key 'formt'", "did you mean 'format'"]),
+        (kernel(&["--disk", "a,formats=raw"]), ["unknown key 'formats'", "did you mean 'format'"]),
         (kernel(&["--cpus", "0"]), ["cpus", "use 1 to 254"]),
         (kernel(&["--memory", "0"]), ["memory", "too little"]),
         (kernel(&["--memory", "1000T"]), ["memory", "more than the host has"]),
@@ -58,9 +58,9 @@ fn bad_requests_name_the_thing_and_the_way_out() {
 fn a_spec_files_mistake_is_shown_where_it_is() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("m.toml");
-    fs::write(&file, "cpus = 2\nmemroy = \"1G\"\n").unwrap();
+    fs::write(&file, "cpus = 2\nmemories = \"1G\"\n").unwrap();
     let message = refused(&["run", "--spec", file.to_str().unwrap()]);
-    assert!(message.contains("line 2") && message.contains("memroy"), "{message}");
+    assert!(message.contains("line 2") && message.contains("memories"), "{message}");
 }
 
 #[test]

@@ -34,7 +34,7 @@ flat() {
 # guest KERNELS COUNT PORT NAME: a guest that runs OUT/KERNELS.bin
 guest() {
     # shellcheck disable=SC2086
-    gcc $common -c -Wall -Werror -mgeneral-regs-only -DKERNEL_COUNT="$2" -DOUT_PORT="$3" \
+    gcc $common -c -Wall -Werror -mgeneral-regs-only -D KERNEL_COUNT="$2" -D OUT_PORT="$3" \
         -o "$work/guest.o" "$here/guest.c"
     gcc -c -DKERNELS="\"$out/$1.bin\"" -o "$work/start.o" "$here/start.S"
     ld -T "$here/guest.ld" --no-warn-rwx-segments -z noexecstack -o "$out/$4.elf" \

@@ -3,7 +3,7 @@
 //! Tests that boot a guest use the release build of `lodge` and `lodge-vmm`, the one that users
 //! get; its folder is in `LODGE_BIN`. A test that cannot run here appends a line with its name and
 //! the reason to the file `LODGE_SKIPS`: they are printed and counted at the end. Slow tests are
-//! those in test binaries named `slow_...` (`.config/nextest.toml`).
+//! those whose function or module is named `slow_...` (`.config/nextest.toml`).
 
 use std::fs;
 use std::io::{BufRead, BufReader, IsTerminal};
@@ -93,7 +93,7 @@ fn tests(args: &Args, bin: &Path) -> Result<ExitCode> {
 /// Names the tests that are left out, so that nobody thinks they ran.
 fn tell_slow_tests() {
     let list = ["nextest", "list", "--locked", "--workspace", "--profile", "slow"];
-    let filter = ["-E", "binary(/^slow/)", "--message-format", "oneline", "--color", "never"];
+    let filter = ["-E", "test(/(^|::)slow_/)", "--message-format", "oneline", "--color", "never"];
     let Some(names) = quiet(cargo(&list).args(filter)) else { return };
     for name in names.lines() {
         eprintln!("xtask: not without --slow: {name}");

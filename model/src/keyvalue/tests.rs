@@ -72,8 +72,8 @@ fn consoles_and_plain_values() {
 fn errors_say_which_word_and_what_it_could_be() {
     for (text, message) in [
         (
-            "a,formt=raw",
-            "unknown key 'formt', did you mean 'format'? Known: path, format, readonly, serial",
+            "a,formats=raw",
+            "unknown key 'formats', did you mean 'format'? Known: path, format, readonly, serial",
         ),
         ("a,cache=none", "unknown key 'cache'. Known: path, format, readonly, serial"),
         ("a,format=rwa", "format: unknown value 'rwa'. Known: raw, qcow2"),
@@ -145,7 +145,7 @@ fn other_shapes_that_a_struct_may_have() {
 #[test]
 fn distances() {
     assert_eq!(distance("", "abc"), 3);
-    assert_eq!(distance("formt", "format"), 1);
+    assert_eq!(distance("formats", "format"), 1);
     assert_eq!(distance("kitten", "sitting"), 3);
 }
 
