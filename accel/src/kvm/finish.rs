@@ -1,20 +1,253 @@
 //! Finishing an instruction that this host's KVM cannot: one step of the software CPU on the vCPU's
 //! state.
+//!
+//! ```text
+//!   KVM_EXIT_INTERNAL_ERROR --> state::save --> Cpu (load) --> emulate_one --> state (store)
+//!                                                                  |               |
+//!                                             guest RAM, slots, bus (as KVM's)     '--> restore_changes
+//! ```
+//!
+//! The software CPU reaches the same RAM, slots and bus as the vCPU. It has interrupt controllers of
+//! its own, which are not those of the machine: an instruction that KVM lacks and that reads or writes
+//! the local APIC's or the I/O APIC's page finds nothing of the machine's there. None is known.
 
-use super::exits;
+use std::sync::Arc;
+
+use lodge_memory::PageTable;
+use lodge_softcpu::events::DR6_BS;
+use lodge_softcpu::exec::step::emulate_one;
+use lodge_softcpu::shared::PhysRegion;
+use lodge_softcpu::state::{self as soft, Cpu, FxState};
+use lodge_softcpu::{Shared as SoftShared, flags};
+
+use super::gate::lock;
 use super::vm::Shared;
-use crate::error::{Error, Result};
-use crate::state::VcpuState;
+use crate::state::{Activity, Segment, TableRegister, VcpuState};
+use crate::vm::MemorySlot;
 
-/// Executes the one instruction at `state`'s RIP. `bytes` are what KVM read there, if it says so.
-pub(super) fn finish_instruction(
-    state: &mut VcpuState,
-    _vm: &Shared,
-    index: u32,
-    bytes: Option<&[u8]>,
-) -> Result<()> {
-    Err(Error::Guest(format!(
-        "vCPU {index} {}: this host's KVM cannot execute the instruction {bytes:02x?}",
-        exits::place(state)
-    )))
+/// XSTATE_BV in the XSAVE header (SDM volume 1, 13.4.2): x87 and SSE.
+const XSTATE_BV: usize = 512;
+const X87_AND_SSE: u8 = 3;
+
+/// MSRs that instructions read or write by themselves: SYSENTER, PAT, SYSCALL, SWAPGS, RDTSCP.
+const MSRS: [u32; 10] = [
+    0x174,
+    0x175,
+    0x176,
+    0x277,
+    0xc000_0081,
+    0xc000_0082,
+    0xc000_0083,
+    0xc000_0084,
+    0xc000_0102,
+    0xc000_0103,
+];
+const IA32_TSC: u32 = 0x10;
+
+/// How the instruction ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Finished {
+    /// It is done, or its exception is raised.
+    Done,
+    /// A triple fault.
+    Shutdown,
+}
+
+/// The software CPUs' view of the VM.
+pub(super) struct Machine {
+    shared: Arc<SoftShared>,
+    /// Which version of the slots it has.
+    version: u64,
+}
+
+impl Machine {
+    pub(super) fn new(vm: &Shared) -> Self {
+        let shared = SoftShared::new(vm.memory.clone(), vm.bus.clone(), vm.vcpus);
+        Self { shared, version: 0 }
+    }
+}
+
+/// Makes the software CPU of vCPU `index`.
+pub(super) fn software_cpu(vm: &Shared, index: u32) -> Box<Cpu> {
+    let mut machine = lock(&vm.machine);
+    let machine = machine.get_or_insert_with(|| Machine::new(vm));
+    Cpu::new(machine.shared.clone(), index)
+}
+
+/// Executes the one instruction at `state`'s RIP.
+pub(super) fn finish_instruction(state: &mut VcpuState, vm: &Shared, cpu: &mut Cpu) -> Finished {
+    look_at_slots(vm);
+    let shared = cpu.shared.clone();
+    shared.enter_guest(cpu.index);
+    cpu.take_mail();
+    load(cpu, state);
+    let stepping = cpu.rflags() & flags::TF != 0;
+    let mut ended = emulate_one(cpu).is_ok();
+    if stepping {
+        cpu.pending_debug |= DR6_BS;
+    }
+    if ended && cpu.pending_debug != 0 {
+        ended = cpu.debug_trap().is_ok();
+    }
+    store(cpu, state);
+    shared.leave_guest(cpu.index);
+    if ended && cpu.activity != soft::Activity::Shutdown {
+        Finished::Done
+    } else {
+        Finished::Shutdown
+    }
+}
+
+/// Shows the software CPUs the slots that lie over RAM, if they changed.
+fn look_at_slots(vm: &Shared) {
+    let slots = lock(&vm.slots);
+    let mut machine = lock(&vm.machine);
+    let machine = machine.get_or_insert_with(|| Machine::new(vm));
+    if machine.version != slots.version() {
+        machine.shared.set_overlays(slots.extra().map(region));
+        machine.version = slots.version();
+    }
+}
+
+fn region(slot: &MemorySlot) -> PhysRegion {
+    PhysRegion {
+        gpa: slot.gpa,
+        end: slot.gpa + slot.bytes,
+        host: slot.host,
+        readonly: slot.readonly,
+        // What is written there is nobody's dirty page.
+        table: Arc::new(PageTable::new(slot.gpa, slot.bytes)),
+        table_page: 0,
+    }
+}
+
+fn load(cpu: &mut Cpu, state: &VcpuState) {
+    cpu.regs[..16].copy_from_slice(&state.gprs);
+    cpu.rip = state.rip;
+    cpu.next_rip = state.rip;
+    cpu.set_rflags(state.rflags);
+    for (to, from) in cpu.segs.iter_mut().zip(&state.segments) {
+        *to = segment_to(from);
+    }
+    cpu.ldtr = segment_to(&state.ldtr);
+    cpu.tr = segment_to(&state.tr);
+    cpu.gdtr = table_to(&state.gdtr);
+    cpu.idtr = table_to(&state.idtr);
+    (cpu.cr0, cpu.cr2, cpu.cr3, cpu.cr4) = (state.cr0, state.cr2, state.cr3, state.cr4);
+    (cpu.efer, cpu.xcr0, cpu.dr) = (state.efer, state.xcr0, state.debug);
+    cpu.pending_debug = 0;
+    cpu.activity = soft::Activity::Running;
+    cpu.inhibit = soft::Inhibit { shadow: false, nmi: state.events.nmi_masked };
+    fx_to(&mut cpu.fx, &state.xsave);
+    for (index, value) in &state.msrs {
+        if MSRS.contains(index) || *index == IA32_TSC {
+            // One that the software CPU does not take keeps what it had; nothing here reads it.
+            let _ = cpu.restore_msr(*index, *value);
+        }
+    }
+    cpu.update_mode();
+    cpu.flush_tlb_all();
+    let pae = cpu.cr0 & soft::cr::CR0_PG != 0 && cpu.cr4 & soft::cr::CR4_PAE != 0;
+    if pae && !cpu.mode.long {
+        // The guest loaded CR3 with them, so they are valid, or it changed them since.
+        let _ = cpu.load_pdptes(state.cr3);
+    }
+}
+
+fn store(cpu: &mut Cpu, state: &mut VcpuState) {
+    state.gprs.copy_from_slice(&cpu.regs[..16]);
+    state.rip = cpu.rip;
+    state.rflags = cpu.rflags();
+    for (to, from) in state.segments.iter_mut().zip(&cpu.segs) {
+        *to = segment_from(from);
+    }
+    state.ldtr = segment_from(&cpu.ldtr);
+    state.tr = segment_from(&cpu.tr);
+    state.gdtr = TableRegister { base: cpu.gdtr.base, limit: cpu.gdtr.limit };
+    state.idtr = TableRegister { base: cpu.idtr.base, limit: cpu.idtr.limit };
+    (state.cr0, state.cr2, state.cr3, state.cr4) = (cpu.cr0, cpu.cr2, cpu.cr3, cpu.cr4);
+    (state.efer, state.xcr0, state.debug) = (cpu.efer, cpu.xcr0, cpu.dr);
+    state.events.nmi_masked = cpu.inhibit.nmi;
+    state.events.interrupt_shadow = cpu.inhibit.shadow;
+    if cpu.activity == soft::Activity::Halted {
+        state.activity = Activity::Halted;
+    }
+    fx_from(&cpu.fx, &mut state.xsave);
+    for (index, value) in &mut state.msrs {
+        if MSRS.contains(index)
+            && let Ok(now) = cpu.read_msr(*index)
+        {
+            *value = now;
+        }
+    }
+}
+
+fn segment_to(from: &Segment) -> soft::Segment {
+    soft::Segment {
+        base: from.base,
+        limit: from.limit,
+        selector: from.selector,
+        attr: from.attributes,
+    }
+}
+
+fn segment_from(from: &soft::Segment) -> Segment {
+    Segment { selector: from.selector, base: from.base, limit: from.limit, attributes: from.attr }
+}
+
+fn table_to(from: &TableRegister) -> soft::TableRegister {
+    soft::TableRegister { base: from.base, limit: from.limit }
+}
+
+/// `N` bytes at `at`, zero beyond the end.
+fn bytes<const N: usize>(from: &[u8], at: usize) -> [u8; N] {
+    from.get(at..at + N).and_then(|part| part.try_into().ok()).unwrap_or([0; N])
+}
+
+/// The legacy region of the XSAVE area (SDM volume 1, table 10-2).
+fn fx_to(fx: &mut FxState, from: &[u8]) {
+    fx.fcw = u16::from_le_bytes(bytes(from, 0));
+    fx.fsw = u16::from_le_bytes(bytes(from, 2));
+    fx.ftw = from.get(4).copied().unwrap_or(0);
+    fx.fop = u16::from_le_bytes(bytes(from, 6));
+    fx.fip = u64::from_le_bytes(bytes(from, 8));
+    fx.fdp = u64::from_le_bytes(bytes(from, 16));
+    fx.mxcsr = u32::from_le_bytes(bytes(from, 24));
+    for (i, st) in fx.st.iter_mut().enumerate() {
+        *st = bytes(from, 32 + i * 16);
+    }
+    for (i, xmm) in fx.xmm.iter_mut().enumerate() {
+        let half = |at| u64::from_le_bytes(bytes(from, 160 + i * 16 + at));
+        *xmm = [half(0), half(8)];
+    }
+}
+
+/// Writes back what differs, so that an area that was not touched stays as it is.
+fn fx_from(fx: &FxState, to: &mut [u8]) {
+    let mut before = *fx;
+    fx_to(&mut before, to);
+    if same(&before, fx) || to.len() <= XSTATE_BV {
+        return;
+    }
+    to[0..2].copy_from_slice(&fx.fcw.to_le_bytes());
+    to[2..4].copy_from_slice(&fx.fsw.to_le_bytes());
+    to[4] = fx.ftw;
+    to[6..8].copy_from_slice(&fx.fop.to_le_bytes());
+    to[8..16].copy_from_slice(&fx.fip.to_le_bytes());
+    to[16..24].copy_from_slice(&fx.fdp.to_le_bytes());
+    to[24..28].copy_from_slice(&fx.mxcsr.to_le_bytes());
+    for (to, st) in to[32..160].chunks_mut(16).zip(&fx.st) {
+        to.copy_from_slice(st);
+    }
+    let halves = fx.xmm.iter().flatten();
+    for (to, half) in to[160..416].chunks_mut(8).zip(halves) {
+        to.copy_from_slice(&half.to_le_bytes());
+    }
+    to[XSTATE_BV] |= X87_AND_SSE;
+}
+
+fn same(a: &FxState, b: &FxState) -> bool {
+    (a.fcw, a.fsw, a.ftw, a.fop, a.fip, a.fdp, a.mxcsr)
+        == (b.fcw, b.fsw, b.ftw, b.fop, b.fip, b.fdp, b.mxcsr)
+        && (a.st, a.xmm) == (b.st, b.xmm)
 }

@@ -93,17 +93,30 @@ pub(super) struct Slots {
     extra: [Option<MemorySlot>; EXTRA_SLOTS],
     kernel: Vec<KernelSlot>,
     logging: bool,
+    /// Counts the changes of `extra`.
+    version: u64,
 }
 
 impl Slots {
     pub(super) fn new(memory: Arc<GuestMemory>, reserved: (u64, u64)) -> Self {
-        Self { memory, reserved, extra: [None; EXTRA_SLOTS], kernel: Vec::new(), logging: false }
+        Self {
+            memory,
+            reserved,
+            extra: [None; EXTRA_SLOTS],
+            kernel: Vec::new(),
+            logging: false,
+            version: 0,
+        }
     }
 
     /// The extra slots, a later one over an earlier one.
-    #[cfg(test)]
     pub(super) fn extra(&self) -> impl Iterator<Item = &MemorySlot> {
         self.extra.iter().flatten()
+    }
+
+    /// Differs whenever [`Slots::extra`] does.
+    pub(super) fn version(&self) -> u64 {
+        self.version
     }
 
     fn wanted(&self) -> Vec<Piece> {
@@ -145,9 +158,11 @@ impl Slots {
             check(index, slot)?;
         }
         let before = std::mem::replace(&mut self.extra[at], slot);
+        self.version += 1;
         let result = self.apply(vm, gate);
         if result.is_err() {
             self.extra[at] = before;
+            self.version += 1;
             if let Err(error) = self.apply(vm, gate) {
                 tracing::error!(%error, "the guest's memory could not be put back");
             }
@@ -333,9 +348,7 @@ mod tests {
     fn bad_slots_are_refused() {
         let slot = |gpa, bytes| MemorySlot { gpa, bytes, host: 0x1000 as *mut u8, readonly: false };
         assert!(check(0, &slot(0x1000, 0x1000)).is_ok());
-        for (gpa, bytes) in
-            [(0x1001, 0x1000), (0x1000, 0), (0x1000, 0x1001), (!0xfff, 0x1000)]
-        {
+        for (gpa, bytes) in [(0x1001, 0x1000), (0x1000, 0), (0x1000, 0x1001), (!0xfff, 0x1000)] {
             assert!(check(0, &slot(gpa, bytes)).is_err(), "{gpa:#x} {bytes:#x}");
         }
     }

@@ -20,12 +20,14 @@ use kvm_bindings::{
     CpuId, KVM_EXIT_FAIL_ENTRY, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_INTR, KVM_EXIT_IO,
     KVM_EXIT_IO_OUT, KVM_EXIT_IOAPIC_EOI, KVM_EXIT_IRQ_WINDOW_OPEN, KVM_EXIT_MMIO,
     KVM_EXIT_SET_TPR, KVM_EXIT_SHUTDOWN, KVM_EXIT_SYSTEM_EVENT, KVM_EXIT_TPR_ACCESS,
-    KVM_INTERNAL_ERROR_EMULATION, KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES,
-    KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN, kvm_run,
+    KVM_INTERNAL_ERROR_EMULATION, KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET,
+    KVM_SYSTEM_EVENT_SHUTDOWN, kvm_run,
 };
 use kvm_ioctls::VcpuFd;
 use lodge_memory::Bus;
+use lodge_softcpu::Cpu;
 
+use super::finish::Finished;
 use super::gate::Handle;
 use super::vm::Shared;
 use super::{cpuid, exits, finish, msrs, refused, state};
@@ -83,6 +85,8 @@ pub struct KvmVcpu {
     pending: bool,
     /// It was stopped, and the guest is not told of the gap yet.
     paused: bool,
+    /// For instructions that KVM lacks; made when the first one comes.
+    software: Option<Box<Cpu>>,
 }
 
 impl KvmVcpu {
@@ -103,7 +107,7 @@ impl KvmVcpu {
         reset_msrs(&fd)?;
         reset_lapic(&fd, index)?;
         vm.gate.add(handle.clone());
-        Ok(Self { fd, index, page, handle, vm, pending: false, paused: false })
+        Ok(Self { fd, index, page, handle, vm, pending: false, paused: false, software: None })
     }
 
     /// KVM_RUN, once.
@@ -173,7 +177,7 @@ impl KvmVcpu {
                 let why = exits::fail_entry(fail.hardware_entry_failure_reason, fail.cpu);
                 return Err(self.broken(&why));
             }
-            KVM_EXIT_INTERNAL_ERROR => self.internal_error()?,
+            KVM_EXIT_INTERNAL_ERROR => return self.internal_error(),
             other => return Err(self.broken(&exits::unexpected(other))),
         }
         Ok(Next::Again)
@@ -224,34 +228,31 @@ impl KvmVcpu {
         }
     }
 
-    fn internal_error(&mut self) -> Result<()> {
-        // SAFETY: the exit's reason says which member of the union the kernel wrote; both are plain
-        // numbers that begin alike.
-        let (internal, failure) = unsafe {
-            let union = &(*self.page.run).__bindgen_anon_1;
-            (union.internal, union.emulation_failure)
-        };
+    fn internal_error(&mut self) -> Result<Next> {
+        // SAFETY: the exit's reason says which member of the union the kernel wrote.
+        let internal = unsafe { (*self.page.run).__bindgen_anon_1.internal };
         if internal.suberror != KVM_INTERNAL_ERROR_EMULATION {
             let count = (internal.ndata as usize).min(internal.data.len());
             let why = exits::internal(internal.suberror, &internal.data[..count]);
             return Err(self.broken(&why));
         }
-        // ndata counts 64-bit words: the flags, then the size with the bytes.
-        let told = failure.ndata >= 3
-            && failure.flags & u64::from(KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES) != 0;
-        let bytes = told.then(|| {
-            // SAFETY: the flag says that the kernel wrote the bytes.
-            let insn = unsafe { failure.__bindgen_anon_1.__bindgen_anon_1 };
-            insn.insn_bytes[..usize::from(insn.insn_size).min(15)].to_vec()
-        });
+        // The kernel may say which bytes it failed on. They are fetched again anyway: the
+        // instruction may cross a page, and old kernels say nothing.
         let before = state::save(&self.fd, &self.vm.layout)?;
         let mut after = before.clone();
         if matches!(after.events.exception, Some((6, None))) {
             // Kernels that cannot leave the choice to us queue #UD beside the exit.
             after.events.exception = None;
         }
-        finish::finish_instruction(&mut after, &self.vm, self.index, bytes.as_deref())?;
-        state::restore_changes(&self.fd, &self.vm.layout, &before, &after)
+        let (vm, index) = (&self.vm, self.index);
+        let cpu = self.software.get_or_insert_with(|| finish::software_cpu(vm, index));
+        let finished = finish::finish_instruction(&mut after, vm, cpu);
+        tracing::trace!("vCPU {index} finished in software {}", exits::place(&before));
+        if finished == Finished::Shutdown {
+            return Ok(Next::Return(Exit::Shutdown));
+        }
+        state::restore_changes(&self.fd, &self.vm.layout, &before, &after)?;
+        Ok(Next::Again)
     }
 
     /// The vCPU cannot go on.

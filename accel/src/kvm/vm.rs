@@ -17,7 +17,7 @@ use super::gate::{Gate, lock};
 use super::routes::{PINS, Routes};
 use super::slots::Slots;
 use super::vcpu::KvmVcpu;
-use super::{Kvm, chips, msrs, refused, state};
+use super::{Kvm, chips, finish, msrs, refused, state};
 use crate::error::{Error, Result};
 use crate::state::ChipState;
 use crate::vm::{Capabilities, IoEvent, MemorySlot, Msi, Trigger, Vcpu, VcpuSetup, Vm, VmSetup};
@@ -46,7 +46,9 @@ pub(super) struct Shared {
     pub layout: state::Layout,
     pub supported_cpuid: Vec<kvm_cpuid_entry2>,
     pub slots: Mutex<Slots>,
-    vcpus: u32,
+    /// Instructions that KVM lacks are finished on this; made when the first one comes.
+    pub machine: Mutex<Option<finish::Machine>>,
+    pub vcpus: u32,
     tsc_deadline: bool,
     nested: bool,
 }
@@ -101,6 +103,7 @@ impl Kvm {
             supported_cpuid: CpuId::as_slice(&supported).to_vec(),
             slots: Mutex::new(slots),
             gate: Gate::default(),
+            machine: Mutex::default(),
             memory: setup.memory,
             bus: setup.bus,
             vcpus: setup.vcpus,
