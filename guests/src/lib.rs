@@ -13,9 +13,6 @@
 #![forbid(unsafe_code)]
 
 mod hash;
-mod skip;
-
-pub use skip::skip;
 
 use std::env;
 use std::fs::{self, File};

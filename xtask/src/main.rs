@@ -13,6 +13,7 @@
 mod bench;
 mod build;
 mod docs;
+mod junit;
 mod process;
 mod setup;
 mod test;

@@ -1,9 +1,8 @@
 //! `cargo xtask test`: every check that CI runs, the quick ones first, the tests last.
 //!
 //! Tests that boot a guest use the release build of `lodge` and `lodge-vmm`, the one that users
-//! get; its folder is in `LODGE_BIN`. A test that cannot run here appends a line with its name and
-//! the reason to the file `LODGE_SKIPS`: they are printed and counted at the end. Slow tests are
-//! those whose function or module is named `slow_...` (`.config/nextest.toml`).
+//! get; its folder is in `LODGE_BIN`. A test that cannot run here prints a line `SKIPPED: why` and
+//! returns; these are printed and counted at the end ([`crate::junit`]). Slow tests are those whose function or module is named `slow_...` (`.config/nextest.toml`).
 
 use std::fs;
 use std::io::{BufRead, BufReader, IsTerminal};
@@ -14,6 +13,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::build;
 use crate::docs;
+use crate::junit;
 use crate::process::{call, cargo, quiet, root, shown};
 use crate::setup;
 
@@ -58,14 +58,18 @@ fn checks() -> Result<()> {
 }
 
 fn tests(args: &Args, bin: &Path) -> Result<ExitCode> {
-    let skips = build::target()?.join("skips.txt");
-    fs::write(&skips, "").with_context(|| format!("cannot write {}", skips.display()))?;
     if !args.slow {
         tell_slow_tests();
     }
-    let mut command = cargo(&["nextest", "run", "--locked", "--workspace", "--no-fail-fast"]);
-    command.args(["--profile", if args.slow { "slow" } else { "default" }]).args(&args.filter);
-    command.env("LODGE_BIN", bin).env("LODGE_SKIPS", &skips);
+    let profile = if args.slow { "slow" } else { "default" };
+    // nextest keeps it there whatever the target directory is.
+    let report = root().join("target/nextest").join(profile).join("junit.xml");
+    // An old report would tell old skips, should nextest not come to write one.
+    if report.exists() {
+        fs::remove_file(&report).with_context(|| format!("cannot remove {}", report.display()))?;
+    }
+    let mut command = cargo(&["nextest", "run", "--locked", "--workspace", "--profile", profile]);
+    command.args(&args.filter).env("LODGE_BIN", bin);
     let colour = std::io::stderr().is_terminal();
     command.args(["--color", if colour { "always" } else { "never" }]);
     eprintln!("xtask: {}", shown(&command));
@@ -80,12 +84,14 @@ fn tests(args: &Args, bin: &Path) -> Result<ExitCode> {
         }
     }
     let status = child.wait().context("cannot wait for nextest")?;
-    let skipped = fs::read_to_string(&skips).unwrap_or_default();
-    for line in skipped.lines() {
-        eprintln!("skipped: {line}");
+    let skips = junit::skips(&fs::read_to_string(&report).unwrap_or_default());
+    for skip in &skips {
+        eprintln!("skipped: {}: {}", skip.test, skip.why);
     }
     if let Some(summary) = summary {
-        println!("{}", summary.with_skips(skipped.lines().count()));
+        let mut tests: Vec<_> = skips.iter().map(|skip| &skip.test).collect();
+        tests.dedup();
+        println!("{}", summary.with_skips(tests.len()));
     }
     Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
