@@ -17,10 +17,13 @@ const TUNSETOFFLOAD: libc::c_ulong = 0x4004_54d0;
 const TUNSETIFF: libc::c_ulong = 0x4004_54ca;
 const TUNSETVNETHDRSZ: libc::c_ulong = 0x4004_54d8;
 const TUNSETVNETLE: libc::c_ulong = 0x4004_54dc;
+const TUNSETQUEUE: libc::c_ulong = 0x4004_54d9;
 const IFF_TAP: u16 = 0x0002;
 const IFF_NO_PI: u16 = 0x1000;
 const IFF_VNET_HDR: u16 = 0x4000;
 const IFF_MULTI_QUEUE: u16 = 0x0100;
+const IFF_ATTACH_QUEUE: u16 = 0x0200;
+const IFF_DETACH_QUEUE: u16 = 0x0400;
 const TUN_F_CSUM: u32 = 0x01;
 const TUN_F_TSO4: u32 = 0x02;
 const TUN_F_TSO6: u32 = 0x04;
@@ -36,6 +39,9 @@ const MAX_FRAME: usize = 128 << 10;
 pub struct Tap {
     file: File,
     offloads: Offloads,
+    /// One of several queues: the kernel spreads frames over those that are attached.
+    multi_queue: bool,
+    attached: bool,
 }
 
 impl Tap {
@@ -126,7 +132,12 @@ fn open_queue(name: &str, index: u32, extra: u16) -> Result<Tap> {
     };
     set(TUNSETVNETHDRSZ as _, HEADER_LEN as libc::c_int, "the header length")?;
     set(TUNSETVNETLE as _, 1, "the header's byte order")?;
-    let mut tap = Tap { file, offloads: Offloads::all() };
+    let mut tap = Tap {
+        file,
+        offloads: Offloads::all(),
+        multi_queue: extra & IFF_MULTI_QUEUE != 0,
+        attached: true,
+    };
     // Kernels before 6.2 know no large UDP.
     if tap.set_offloads(tap.offloads).is_err() {
         tap.offloads.remove(Offloads::USO);
@@ -210,6 +221,9 @@ impl Backend for Tap {
 
     fn set_offloads(&mut self, accepted: Offloads) -> io::Result<()> {
         backend::check_offloads(accepted, self.offloads)?;
+        if !self.attached {
+            return Ok(()); // They are the interface's: a queue that is attached sets them for all.
+        }
         let flags = [
             (Offloads::CHECKSUM, TUN_F_CSUM),
             (Offloads::TSO4, TUN_F_TSO4),
@@ -222,5 +236,21 @@ impl Backend for Tap {
         let set =
             unsafe { libc::ioctl(self.as_raw_fd(), TUNSETOFFLOAD as _, libc::c_ulong::from(bits)) };
         if set < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
+
+    fn set_active(&mut self, active: bool) -> io::Result<()> {
+        if !self.multi_queue || active == self.attached {
+            return Ok(());
+        }
+        // SAFETY: `ifreq` is plain data, for which zeroes are valid.
+        let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+        let flag = if active { IFF_ATTACH_QUEUE } else { IFF_DETACH_QUEUE };
+        request.ifr_ifru.ifru_flags = flag as libc::c_short;
+        // SAFETY: TUNSETQUEUE reads one `ifreq`.
+        if unsafe { libc::ioctl(self.as_raw_fd(), TUNSETQUEUE as _, &request) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        self.attached = active;
+        Ok(())
     }
 }

@@ -37,6 +37,9 @@ const OUTPUT_PIECE: usize = 4096;
 const INPUT: u32 = 0;
 
 /// Where a console's output goes. Called in the device's thread (a vCPU's for emergency writes).
+///
+/// A writer that blocks holds back the guest's output, and also a pause or reset of the device until
+/// it goes on: give it one that buffers where the reader may stall.
 pub type ConsoleOutput = Box<dyn Write + Send>;
 
 /// What is saved of a console.

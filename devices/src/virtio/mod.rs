@@ -13,13 +13,13 @@
 //! Starting a queue with a state and stopping it for a state is the one mechanism behind reset, pause,
 //! save and restore. A stopped queue has nothing in flight: the state is two ring positions.
 
-mod block;
+pub mod block;
 mod chain;
-mod console;
+pub mod console;
 mod device;
-mod net;
+pub mod net;
 mod queue;
-mod rng;
+pub mod rng;
 mod transport;
 mod worker;
 

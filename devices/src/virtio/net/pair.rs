@@ -61,6 +61,8 @@ pub(super) struct Pair {
     blocked: bool,
     /// The network has gone for good.
     dead: bool,
+    /// What the backend was told last of whether the driver uses this pair.
+    active: bool,
     /// What epoll waits for on the backend.
     watched: EventSet,
 }
@@ -76,6 +78,7 @@ impl Pair {
             frame: Frame { bytes: vec![0; MOST_FRAME].into_boxed_slice(), len: 0 },
             blocked: false,
             dead: false,
+            active: true,
             watched: EventSet::empty(),
         };
         pair.reset();
@@ -97,21 +100,23 @@ impl Pair {
         }
     }
 
-    fn active(&self) -> bool {
-        self.index < usize::from(self.shared.active.load(Ordering::SeqCst))
-    }
-
-    /// Tells the backend whether the driver uses this pair.
+    /// Tells the backend when the driver begins or ends to use this pair. Before each use: the driver's
+    /// kick may be seen before the news that the pair is active.
     fn follow_active(&mut self) {
-        if let Err(error) = self.backend.set_active(self.active()) {
-            tracing::warn!(%error, "a network's queue cannot be switched");
+        let active = self.index < usize::from(self.shared.active.load(Ordering::SeqCst));
+        if active == self.active {
+            return;
+        }
+        match self.backend.set_active(active) {
+            Ok(()) => self.active = active,
+            Err(error) => tracing::warn!(%error, "a network's queue cannot be switched"),
         }
     }
 
     /// Makes epoll wait for what there is to wait for.
     fn watch(&mut self, poll: &Poll) {
         let mut wanted = EventSet::empty();
-        if !self.dead && self.active() {
+        if !self.dead && self.active {
             if self.queues[RECEIVE].is_some() && self.frame.len == 0 {
                 wanted |= EventSet::IN;
             }
@@ -146,6 +151,7 @@ impl Pair {
 
     /// Frames go to the guest for as long as there are both frames and buffers.
     fn receive(&mut self) {
+        self.follow_active();
         let link = self.shared.link.load(Ordering::SeqCst);
         if let Some(queue) = &mut self.queues[RECEIVE] {
             queue.mute(); // Kicks are of interest only while a frame waits.
@@ -172,7 +178,7 @@ impl Pair {
 
     /// Gets the next frame from the backend; `false` if there is none now.
     fn fetch(&mut self) -> bool {
-        if self.dead || !self.active() {
+        if self.dead || !self.active {
             return false;
         }
         loop {
@@ -198,13 +204,14 @@ impl Pair {
 
     /// Frames go to the backend for as long as there are frames and room.
     fn transmit(&mut self) {
-        let Self { queues, backend, shared, blocked, dead, .. } = self;
+        self.follow_active();
+        let Self { queues, backend, shared, blocked, dead, active, .. } = self;
         let Some(queue) = &mut queues[TRANSMIT] else { return };
-        let link = shared.link.load(Ordering::SeqCst) && !*dead;
+        let link = shared.link.load(Ordering::SeqCst) && !*dead && *active;
         *blocked = false;
         let mut lost = None;
         queue.process(|queue, chain| {
-            // With the cable pulled, frames go nowhere.
+            // With the cable pulled, or on a pair that is not in use, frames go nowhere.
             let taken = if link && lost.is_none() {
                 send(backend.as_mut(), queue.memory(), &chain)
             } else {
