@@ -1,6 +1,5 @@
 //! Opening a disk: what the path names, which format it has, the lock, and then the format's own checks.
 
-use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::{self, Seek, SeekFrom};
 use std::os::fd::AsRawFd;
@@ -51,7 +50,7 @@ pub fn open(options: &OpenOptions) -> Result<Arc<dyn Disk>> {
     let image = ImageFile::open(&options.path, options.read_only)?;
     match options.format.map_or_else(|| image.probe(), Ok)? {
         Format::Raw => Ok(Arc::new(RawDisk::new(image, options.engine)?)),
-        Format::Qcow2 => qcow2::open(image, options.engine, &mut HashSet::new()),
+        Format::Qcow2 => Ok(Arc::new(qcow2::Qcow2Disk::new(image, options.engine)?)),
     }
 }
 

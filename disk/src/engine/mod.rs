@@ -19,7 +19,6 @@ use std::sync::Arc;
 use vmm_sys_util::eventfd::EventFd;
 
 pub(crate) use job::Io;
-use job::Job;
 
 use crate::{Error, Result};
 

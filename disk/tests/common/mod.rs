@@ -97,7 +97,7 @@ impl Model {
         Self { bytes, known }
     }
 
-    fn check(&self, offset: usize, seen: &[u8]) {
+    pub fn check(&self, offset: usize, seen: &[u8]) {
         for (i, &byte) in seen.iter().enumerate() {
             let at = offset + i;
             let right = byte == self.bytes[at] || (!self.known[at] && byte == 0);
@@ -182,9 +182,12 @@ fn pick(rng: &mut StdRng, size: u64, pending: &HashMap<u64, Pending>) -> Option<
 }
 
 fn take(queues: &mut [Box<dyn DiskQueue>], pending: &mut HashMap<u64, Pending>, model: &mut Model) {
-    let busy = pending.values().next().expect("something is in flight").queue;
     let mut out = Vec::new();
-    wait(&mut *queues[busy], &mut out);
+    while out.is_empty() {
+        for queue in queues.iter_mut() {
+            queue.complete(&mut out);
+        }
+    }
     for done in out {
         let Pending { op, data, range: (offset, len), .. } = pending.remove(&done.id).unwrap();
         let done = done.result.unwrap();
