@@ -329,6 +329,21 @@ impl Shared {
         *self.phys.write().unwrap_or_else(|e| e.into_inner()) = Arc::new(map);
         self.post_all(Request::ReloadPhys);
         self.wait_for_mail(None);
+        self.drop_all_code();
+    }
+
+    /// The same address may hold other memory now, so what was decoded before is dropped.
+    fn drop_all_code(&self) {
+        let mut code = lock(&self.code);
+        let phys = self.phys();
+        for (page, _) in code.drain() {
+            if let Some(found) = phys.page(page) {
+                found.state.fetch_and(!PageFlags::CODE, Ordering::SeqCst);
+            }
+            self.post_all(Request::DropCode(page));
+        }
+        drop(code);
+        self.wait_for_mail(None);
     }
 
     /// Posts to every vCPU.
@@ -517,5 +532,20 @@ mod tests {
         );
         let base = phys.page(0).unwrap().host as usize;
         assert_eq!(phys.page(0x7123).unwrap().host as usize, base + 0x7000);
+    }
+
+    #[test]
+    fn code_does_not_outlive_its_memory() {
+        let shared = shared();
+        let phys = shared.phys();
+        shared.watch_code(0, 0x3040, 10, phys.page(0x3000).unwrap().state);
+        shared.leave_guest(0);
+        shared.set_overlays([]);
+        for port in shared.ports() {
+            let (mail, _) = port.take_mail();
+            assert!(mail.contains(&Request::DropCode(0x3000)), "{mail:?}");
+        }
+        let state = phys.page(0x3000).unwrap().state.load(Ordering::SeqCst);
+        assert_eq!(state & PageFlags::CODE, 0);
     }
 }

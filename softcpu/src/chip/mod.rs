@@ -176,12 +176,6 @@ impl Shared {
         self.port(me).attention.fetch_or(attention::INTERRUPT, Ordering::SeqCst);
     }
 
-    /// MOV to CR8 by vCPU `me`: bits 3:0.
-    pub fn set_cr8(&self, me: u32, value: u64) {
-        let effect = self.port(me).lapic.set_tpr((value as u8 & 15) << 4);
-        self.apic_effect(me, effect);
-    }
-
     /// Raises IRQ 0 if the PIT's time has come by `now` (host TSC). vCPU 0 calls this.
     pub fn poll_pit(&self, now: u64) {
         if self.chip.deadline() <= now {

@@ -11,6 +11,9 @@
 //! Registers are atomics: the own vCPU's thread writes all of them, other threads set bits of IRR and
 //! TMR and read what decides about destinations. So nothing here takes a lock.
 
+mod registers;
+mod state;
+
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use super::apic_timer::{Mode, Timer};
@@ -71,7 +74,6 @@ mod error {
     pub const REGISTER: u32 = 1 << 7;
 }
 
-const VERSION: u32 = 0x0005_0014;
 const LVTS: [u32; 6] = [
     reg::LVT_TIMER,
     reg::LVT_THERMAL,
@@ -82,8 +84,6 @@ const LVTS: [u32; 6] = [
 ];
 const MASKED: u32 = 1 << 16;
 const SOFTWARE_ENABLE: u32 = 1 << 8;
-/// Reserved bits of an x2APIC's interrupt command register.
-const ICR_RESERVED: u64 = 0xfff3_2000;
 
 /// What others must do after a register was written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -436,265 +436,6 @@ impl Lapic {
             self.timer.arm_tsc(guest, offset);
         }
     }
-
-    // Registers.
-
-    /// Reads the register at `offset` of an xAPIC's page.
-    pub fn read(&self, offset: u32, now: u64) -> u32 {
-        match offset {
-            reg::ID => self.id << 24,
-            reg::APR => 0,
-            reg::EOI | reg::SELF_IPI => 0,
-            _ => match self.common_read(offset, now) {
-                Some(value) => value,
-                None => {
-                    self.raise_error(error::REGISTER);
-                    0
-                }
-            },
-        }
-    }
-
-    /// Registers that both modes read alike.
-    fn common_read(&self, offset: u32, now: u64) -> Option<u32> {
-        Some(match offset {
-            reg::VERSION => VERSION,
-            reg::PPR => u32::from(self.processor_priority()),
-            reg::CURRENT_COUNT => self.current_count(now),
-            reg::TPR
-            | reg::LDR
-            | reg::DFR
-            | reg::SVR
-            | reg::ESR
-            | reg::ICR
-            | reg::ICR_HIGH
-            | reg::INITIAL_COUNT
-            | reg::DIVIDE => self.get(offset),
-            reg::ISR..=reg::IRR_END | reg::LVT_TIMER..=reg::LVT_ERROR => self.get(offset),
-            _ => return None,
-        })
-    }
-
-    fn current_count(&self, now: u64) -> u32 {
-        let (initial, divide) = (self.get(reg::INITIAL_COUNT), self.get(reg::DIVIDE));
-        self.timer.current(now, self.timer_mode(), initial, divide)
-    }
-
-    /// Writes the register at `offset` of an xAPIC's page.
-    pub fn write(&self, offset: u32, value: u32, now: u64) -> Effect {
-        match offset {
-            // The id is the hardware's.
-            reg::ID | reg::VERSION | reg::PPR | reg::APR | reg::CURRENT_COUNT => Effect::None,
-            reg::LDR => {
-                self.set(reg::LDR, value & 0xff00_0000);
-                Effect::None
-            }
-            reg::DFR => {
-                self.set(reg::DFR, value | 0x0fff_ffff);
-                Effect::None
-            }
-            reg::ICR_HIGH => {
-                self.set(reg::ICR_HIGH, value & 0xff00_0000);
-                Effect::None
-            }
-            reg::ICR => {
-                let high = u64::from(self.get(reg::ICR_HIGH));
-                self.command(high << 32 | u64::from(value))
-            }
-            _ => match self.common_write(offset, value, now) {
-                Some(effect) => effect,
-                None => {
-                    self.raise_error(error::REGISTER);
-                    Effect::Recheck
-                }
-            },
-        }
-    }
-
-    fn command(&self, icr: u64) -> Effect {
-        self.set(reg::ICR, icr as u32 & 0x000c_cfff);
-        self.set(reg::ICR_HIGH, (icr >> 32) as u32);
-        let fixed = (icr >> 8) as u8 & mode::MASK <= mode::LOWEST;
-        if fixed && (icr as u8) < 16 {
-            self.raise_error(error::SEND_VECTOR);
-            return Effect::Recheck;
-        }
-        Effect::Ipi(icr)
-    }
-
-    /// Registers that both modes write alike.
-    fn common_write(&self, offset: u32, value: u32, now: u64) -> Option<Effect> {
-        Some(match offset {
-            reg::TPR => self.set_tpr(value as u8),
-            reg::EOI => self.eoi(),
-            reg::SVR => {
-                self.set(reg::SVR, value & 0x3ff);
-                if value & SOFTWARE_ENABLE == 0 {
-                    for lvt in LVTS {
-                        self.at(lvt).fetch_or(MASKED, Ordering::Relaxed);
-                    }
-                }
-                Effect::Recheck
-            }
-            reg::ESR => {
-                self.set(reg::ESR, self.errors.swap(0, Ordering::SeqCst));
-                Effect::None
-            }
-            reg::LVT_TIMER..=reg::LVT_ERROR => {
-                self.write_lvt(offset, value, now);
-                Effect::Recheck
-            }
-            reg::INITIAL_COUNT => {
-                if self.timer_mode() != Mode::TscDeadline {
-                    self.set(reg::INITIAL_COUNT, value);
-                    self.timer.start(now, value, self.get(reg::DIVIDE));
-                }
-                Effect::Recheck
-            }
-            reg::DIVIDE => {
-                self.run_timer(now);
-                let left = self.current_count(now);
-                self.set(reg::DIVIDE, value & 0xb);
-                if self.timer_mode() != Mode::TscDeadline {
-                    self.timer.start(now, left, value);
-                }
-                Effect::Recheck
-            }
-            _ => return None,
-        })
-    }
-
-    fn write_lvt(&self, offset: u32, value: u32, now: u64) {
-        let mut new = value & lvt_bits(offset);
-        if !self.software_enabled() {
-            new |= MASKED;
-        }
-        if offset == reg::LVT_TIMER {
-            // What ran out before goes by the old entry.
-            self.run_timer(now);
-            let tsc = |lvt| Mode::of_lvt(lvt) == Mode::TscDeadline;
-            if tsc(new) != tsc(self.get(offset)) {
-                self.timer.stop();
-                self.set(reg::INITIAL_COUNT, 0);
-            }
-        }
-        self.set(offset, new);
-    }
-
-    /// RDMSR of an x2APIC register; none where that is a #GP.
-    pub fn read_msr(&self, index: u32, now: u64) -> Option<u64> {
-        if !self.x2apic() {
-            return None;
-        }
-        let offset = (index & 0xff) << 4;
-        Some(match offset {
-            reg::ID => u64::from(self.id),
-            reg::ICR => u64::from(self.get(reg::ICR_HIGH)) << 32 | u64::from(self.get(reg::ICR)),
-            reg::DFR | reg::ICR_HIGH => return None,
-            _ => u64::from(self.common_read(offset, now)?),
-        })
-    }
-
-    /// WRMSR to an x2APIC register; none where that is a #GP.
-    pub fn write_msr(&self, index: u32, value: u64, now: u64) -> Option<Effect> {
-        if !self.x2apic() {
-            return None;
-        }
-        let offset = (index & 0xff) << 4;
-        let allowed = match offset {
-            reg::TPR | reg::SELF_IPI => 0xff,
-            reg::EOI | reg::ESR => 0,
-            reg::SVR => 0x1ff,
-            // The masks stand for what may be written; delivery status is read-only.
-            reg::LVT_TIMER..=reg::LVT_ERROR => u64::from(lvt_bits(offset) | 1 << 12 | 1 << 14),
-            reg::INITIAL_COUNT => u64::from(u32::MAX),
-            reg::DIVIDE => 0xb,
-            reg::ICR => !ICR_RESERVED,
-            _ => return None,
-        };
-        if value & !allowed != 0 {
-            return None;
-        }
-        Some(match offset {
-            reg::ICR => self.command(value),
-            // Shorthand "self", fixed, edge.
-            reg::SELF_IPI => {
-                let (icr, high) = (self.get(reg::ICR), self.get(reg::ICR_HIGH));
-                let effect = self.command(1 << 18 | 1 << 14 | value);
-                self.set(reg::ICR, icr);
-                self.set(reg::ICR_HIGH, high);
-                effect
-            }
-            _ => self.common_write(offset, value as u32, now)?,
-        })
-    }
-
-    // State.
-
-    /// The register page as it is saved: register `r` at offset `r`. The id is an xAPIC's, in bits
-    /// 31:24, in both modes.
-    pub fn page(&self, now: u64) -> [u8; PAGE] {
-        let mut page = [0; PAGE];
-        for offset in (0..PAGE as u32).step_by(16) {
-            let value = match offset {
-                reg::ID => self.id << 24,
-                _ => self.common_read(offset, now).unwrap_or(0),
-            };
-            page[offset as usize..][..4].copy_from_slice(&value.to_le_bytes());
-        }
-        page
-    }
-
-    /// Puts a saved page in place, with IA32_APIC_BASE. IA32_TSC_DEADLINE comes after it. False, and no
-    /// change, if `apic_base` makes no sense.
-    pub fn restore(&self, apic_base: u64, page: &[u8; PAGE], now: u64) -> bool {
-        let known = base::BSP | base::X2APIC | base::ENABLE | ((1 << PHYSICAL_BITS) - 1) & !0xfff;
-        let modes = apic_base & (base::X2APIC | base::ENABLE);
-        if apic_base & !known != 0 || modes == base::X2APIC {
-            return false;
-        }
-        self.base.store(apic_base, Ordering::SeqCst);
-        self.init();
-        let value = |offset: u32| {
-            let at = offset as usize;
-            u32::from_le_bytes([page[at], page[at + 1], page[at + 2], page[at + 3]])
-        };
-        self.set(reg::TPR, value(reg::TPR) & 0xff);
-        if !self.x2apic() {
-            self.set(reg::LDR, value(reg::LDR) & 0xff00_0000);
-            self.set(reg::DFR, value(reg::DFR) | 0x0fff_ffff);
-        }
-        self.set(reg::SVR, value(reg::SVR) & 0x3ff);
-        self.set(reg::ESR, value(reg::ESR) & 0xff);
-        self.set(reg::ICR, value(reg::ICR) & 0x000c_cfff);
-        self.set(reg::ICR_HIGH, value(reg::ICR_HIGH));
-        for lvt in LVTS {
-            self.set(lvt, value(lvt) & lvt_bits(lvt));
-        }
-        for (first, words) in
-            [(reg::ISR, Some(&self.isr_words)), (reg::TMR, None), (reg::IRR, Some(&self.irr_words))]
-        {
-            self.restore_vectors(first, words, &value);
-        }
-        self.set(reg::DIVIDE, value(reg::DIVIDE) & 0xb);
-        self.set(reg::INITIAL_COUNT, value(reg::INITIAL_COUNT));
-        if self.timer_mode() != Mode::TscDeadline {
-            let left = value(reg::CURRENT_COUNT).min(value(reg::INITIAL_COUNT));
-            self.timer.start(now, left, value(reg::DIVIDE));
-        }
-        true
-    }
-
-    fn restore_vectors(&self, first: u32, words: Option<&AtomicU32>, value: &impl Fn(u32) -> u32) {
-        for word in 0..8 {
-            // Vectors 0 to 15 do not exist.
-            let bits = value(first + 16 * word) & if word == 0 { 0xffff_0000 } else { u32::MAX };
-            self.set(first + 16 * word, bits);
-            if let Some(words) = words.filter(|_| bits != 0) {
-                words.fetch_or(1 << word, Ordering::SeqCst);
-            }
-        }
-    }
 }
 
 /// The bits that software can set in an entry of the local vector table (SDM volume 3, figure 12-8).
@@ -708,5 +449,4 @@ fn lvt_bits(offset: u32) -> u32 {
 }
 
 #[cfg(test)]
-#[path = "lapic_tests.rs"]
 mod tests;
