@@ -223,5 +223,3 @@ fn combine(first: Fault, second: Fault) -> Option<Fault> {
     Some(second)
 }
 
-#[cfg(test)]
-mod tests;

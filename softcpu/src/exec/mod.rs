@@ -38,9 +38,15 @@ pub mod stubs;
 pub mod syscall;
 pub mod system;
 pub mod task;
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
 mod x87;
 mod x87_env;
 mod xsave;
+
+pub use step::emulate_one;
 
 use iced_x86::{Code, Instruction, Mnemonic as M};
 
@@ -143,12 +149,12 @@ fn control_flow(cpu: &mut Cpu, insn: &Instruction) -> Exec {
         M::Jcxz | M::Jecxz | M::Jrcxz => flow::jcxz(cpu, insn),
         M::Push => stack::push(cpu, insn),
         M::Pop => stack::pop(cpu, insn),
-        M::Pusha => stack::pusha(cpu, insn),
-        M::Popa => stack::popa(cpu, insn),
+        M::Pusha | M::Pushad => stack::pusha(cpu, insn),
+        M::Popa | M::Popad => stack::popa(cpu, insn),
         M::Enter => stack::enter(cpu, insn),
         M::Leave => stack::leave(cpu, insn),
-        M::Pushf => eflags::pushf(cpu, insn),
-        M::Popf => eflags::popf(cpu, insn),
+        M::Pushf | M::Pushfd | M::Pushfq => eflags::pushf(cpu, insn),
+        M::Popf | M::Popfd | M::Popfq => eflags::popf(cpu, insn),
         M::Cli => eflags::cli(cpu),
         M::Sti => eflags::sti(cpu),
         M::Clc => int::set_carry(cpu, false),

@@ -135,7 +135,7 @@ pub fn aam(cpu: &mut Cpu, insn: &Instruction) -> Exec {
     let base = u64::from(insn.immediate8());
     let al = reg(cpu, r::RAX, 1);
     let tens = al.checked_div(base).ok_or(Fault::DE)?;
-    set_reg(cpu, r::RAX, 2, tens << 8 | al % base);
+    set_reg(cpu, r::RAX, 2, (tens << 8) | (al % base));
     flags_logic(cpu, 1, al % base);
     Ok(())
 }
@@ -143,7 +143,7 @@ pub fn aam(cpu: &mut Cpu, insn: &Instruction) -> Exec {
 /// AAD.
 pub fn aad(cpu: &mut Cpu, insn: &Instruction) -> Exec {
     let ax = reg(cpu, r::RAX, 2);
-    let al = (ax & 0xff) + (ax >> 8) * u64::from(insn.immediate8()) & 0xff;
+    let al = ((ax & 0xff) + (ax >> 8) * u64::from(insn.immediate8())) & 0xff;
     set_reg(cpu, r::RAX, 2, al);
     flags_logic(cpu, 1, al);
     Ok(())

@@ -108,7 +108,6 @@ pub fn double_shift(cpu: &mut Cpu, insn: &Instruction) -> Exec {
             return (a, false);
         }
         if z == 2 {
-            let (a, fill) = (a as u64, fill as u64);
             return match left {
                 true => {
                     let all = (a << 32 | fill << 16 | a) << n;

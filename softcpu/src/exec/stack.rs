@@ -136,10 +136,10 @@ pub fn enter(cpu: &mut Cpu, insn: &Instruction) -> Exec {
     let mut values = [0; 33];
     values[0] = cpu.regs[r::RBP];
     let frame = cpu.sp().wrapping_sub(z as u64) & cpu.mode.stack_mask;
-    for i in 1..level {
+    for (i, value) in values.iter_mut().enumerate().take(level).skip(1) {
         let at = cpu.regs[r::RBP].wrapping_sub((i * z) as u64) & cpu.mode.stack_mask;
         let lin = cpu.linear(s::SS, at, z as u64, false)?;
-        values[i] = operand::load(cpu, lin, z)?;
+        *value = operand::load(cpu, lin, z)?;
     }
     let mut count = 1;
     if level > 0 {

@@ -64,16 +64,26 @@ pub fn fetch_and_decode(cpu: &mut Cpu) -> Exec<Instruction> {
         let room = (MAX_LENGTH - have).min(usize::try_from(within).unwrap_or(MAX_LENGTH));
         let (got, _) = cpu.fetch(lin, &mut bytes[have..have + room])?;
         have += got;
-        let mut decoder =
-            Decoder::with_ip(cpu.mode.bits.into(), &bytes[..have], cpu.rip, DecoderOptions::NONE);
-        let insn = decoder.decode();
-        if decoder.last_error() != DecoderError::NoMoreBytes {
-            return Ok(insn);
-        }
-        if have == MAX_LENGTH {
-            return Err(Fault::GP0);
+        let (insn, error) = decode(cpu, &bytes[..have]);
+        match error {
+            DecoderError::NoMoreBytes => {}
+            // The decoder does not tell invalid from too long. What is too long has a prefix to spare, and needs
+            // more bytes even without it.
+            DecoderError::InvalidInstruction if have == MAX_LENGTH => {
+                return match decode(cpu, &bytes[1..]).1 {
+                    DecoderError::NoMoreBytes => Err(Fault::GP0),
+                    _ => Ok(insn),
+                };
+            }
+            _ => return Ok(insn),
         }
     }
+}
+
+fn decode(cpu: &Cpu, bytes: &[u8]) -> (Instruction, DecoderError) {
+    let bits = cpu.mode.bits.into();
+    let mut decoder = Decoder::with_ip(bits, bytes, cpu.rip, DecoderOptions::NONE);
+    (decoder.decode(), decoder.last_error())
 }
 
 /// The linear address of the code byte `ahead` of RIP, and how many bytes from there the code segment has. #GP(0) if

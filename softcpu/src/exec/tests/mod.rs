@@ -1,0 +1,10 @@
+//! Tests of whole instructions in small guests (see [`super::testing`]). What ordinary code may execute is compared
+//! with the host's processor elsewhere; here is what needs privilege, modes or faults.
+
+mod integer;
+mod long;
+mod protected;
+mod real;
+mod strings;
+mod tasks;
+mod v86;
