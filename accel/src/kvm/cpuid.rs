@@ -26,6 +26,8 @@ pub(super) struct Machine {
     pub tsc_deadline: bool,
     /// Offer VT-x or AMD-V if KVM does.
     pub nested: bool,
+    /// VMCALL and VMMCALL work in the guest's kernel.
+    pub hypercalls: bool,
     /// Leaves 8000_0002H to 8000_0006H of the host (name and caches): EAX, EBX, ECX, EDX.
     pub host: [[u32; 4]; 5],
 }
@@ -298,6 +300,11 @@ fn hypervisor(table: &mut Table, machine: &Machine) {
     table.entries.retain(|e| !(0x4000_0002..=0x4000_ffff).contains(&e.function));
     let word = |text: &[u8; 4]| u32::from_le_bytes(*text);
     table.replace(0x4000_0000, &[[max, word(b"KVMK"), word(b"VMKV"), word(b"M\0\0\0")]]);
+    if let Some(leaf) = table.get(0x4000_0001)
+        && !machine.hypercalls
+    {
+        clear(&mut leaf.eax, &[7, 11, 13]); // PV_UNHALT, PV_SEND_IPI, PV_SCHED_YIELD
+    }
     if let Some(khz) = machine.tsc_khz {
         table.replace(0x4000_0010, &[[khz, APIC_BUS_KHZ, 0, 0]]);
     }
@@ -324,6 +331,7 @@ mod tests {
             tsc_khz: Some(2_500_000),
             tsc_deadline: true,
             nested: false,
+            hypercalls: true,
             host: [[0x41; 4], [0x42; 4], [0x43; 4], [5; 4], [6; 4]],
         }
     }
@@ -383,6 +391,9 @@ mod tests {
         assert_eq!(get(&table, 0xd, 1), [0xf, 0, 0, 0]);
         assert!(!table.iter().any(|e| e.function == 0xd && e.index == 18));
         assert_eq!(get(&table, 1, 0)[3] & 1 << 28, 0);
+        assert_eq!(get(&table, 0x4000_0001, 0)[0], 0x0100_7efb);
+        let silent = build(&intel(), &Machine { hypercalls: false, ..machine(0, 1) });
+        assert_eq!(get(&silent, 0x4000_0001, 0)[0], 0x0100_567b);
         let nested = Machine { nested: true, ..machine(0, 1) };
         assert_ne!(get(&build(&intel(), &nested), 1, 0)[2] & 1 << 5, 0);
     }

@@ -207,6 +207,12 @@ impl Kvm {
         u32::try_from(self.fd.get_max_vcpus()).unwrap_or(u32::MAX).min(255)
     }
 
+    /// Whether VMCALL works in a guest's kernel. It does everywhere but with kvm_pvm, which executes
+    /// it over and over (`docs/kvm.md`).
+    pub(super) fn hypercalls(&self) -> bool {
+        !vendor_module(Path::new("/sys/module")).contains("kvm_pvm")
+    }
+
     /// Whether writes of any size can signal an eventfd.
     pub(super) fn ioeventfd(&self) -> bool {
         self.fd.check_extension(Cap::Ioeventfd) && self.fd.check_extension(Cap::IoeventfdNoLength)

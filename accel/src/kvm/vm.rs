@@ -51,6 +51,7 @@ pub(super) struct Shared {
     pub vcpus: u32,
     tsc_deadline: bool,
     nested: bool,
+    hypercalls: bool,
 }
 
 impl Shared {
@@ -62,6 +63,7 @@ impl Shared {
             tsc_khz,
             tsc_deadline: self.tsc_deadline,
             nested: self.nested,
+            hypercalls: self.hypercalls,
             host: cpuid::host_leaves(),
         }
     }
@@ -109,6 +111,7 @@ impl Kvm {
             vcpus: setup.vcpus,
             tsc_deadline: fd.check_extension(Cap::TscDeadlineTimer),
             nested: options.nested,
+            hypercalls: self.hypercalls(),
             fd,
         });
         lock(&shared.slots).apply(&shared.fd, &shared.gate)?;
