@@ -17,7 +17,8 @@ use crate::process::{call, cargo, quiet, root, shown};
 /// What `lodge run` and the helpers around it call.
 const RUN: &[&str] = &["passt", "qemu-utils"];
 /// What the tests call, beside the guests' recipes.
-const TEST: &[&str] = &["qemu-system-x86", "iproute2", "gcc", "binutils"];
+const TEST: &[&str] =
+    &["qemu-system-x86", "iproute2", "gcc", "binutils", "acpica-tools", "dmidecode"];
 /// What the tools' Python environment needs.
 const TOOLS: &[&str] = &["python3", "python3-venv"];
 

@@ -38,7 +38,7 @@ pub use pm::{
 };
 pub use reset::{
     CF9_PORT, I8042_DATA_PORT, I8042_STATUS_PORT, I8042Reset, I8042State, PORT_92, Port92,
-    ResetControl, WithResetControl,
+    ResetControl,
 };
 pub use rtc::{HostClock, RTC_IRQ, RTC_PORTS, RTC_PORTS_LEN, Rtc, RtcSetup, RtcState, WallClock};
 pub use serial::{COM1, COM2, SERIAL_LEN, Serial, SerialPort, SerialState};

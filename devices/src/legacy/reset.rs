@@ -18,6 +18,8 @@ pub const I8042_DATA_PORT: u16 = 0x60;
 pub const I8042_STATUS_PORT: u16 = 0x64;
 
 /// Port CF9H: a rising RST_CPU bit resets (ICH9, 13.7.5).
+///
+/// It lies inside PCI's configuration address port: `pci::Root::set_reset_control` takes it.
 pub struct ResetControl {
     power: Arc<dyn PowerSink>,
     value: AtomicU8,
@@ -58,34 +60,6 @@ impl BusDevice for ResetControl {
         if value & Self::RST_CPU != 0 {
             self.power.request(PowerRequest::Reset);
         }
-    }
-}
-
-/// PCI's configuration ports CF8..D00 with the reset control register among them.
-///
-/// Only 4-byte accesses to CF8H are PCI's address register (PCI 3.0, 3.2.2.3.2), so a byte at CF9H
-/// is free for the chipset.
-pub struct WithResetControl {
-    /// Answers at CF8..D00, except for bytes at CF9.
-    pub pci: Arc<dyn BusDevice>,
-    /// Answers to bytes at CF9.
-    pub reset: ResetControl,
-}
-
-impl WithResetControl {
-    fn at(&self, offset: u64, len: usize) -> (&dyn BusDevice, u64) {
-        if offset == 1 && len == 1 { (&self.reset, 0) } else { (&*self.pci, offset) }
-    }
-}
-
-impl BusDevice for WithResetControl {
-    fn read(&self, offset: u64, data: &mut [u8]) {
-        let (device, offset) = self.at(offset, data.len());
-        device.read(offset, data);
-    }
-    fn write(&self, offset: u64, data: &[u8]) {
-        let (device, offset) = self.at(offset, data.len());
-        device.write(offset, data);
     }
 }
 
@@ -248,25 +222,17 @@ mod tests {
     }
 
     #[test]
-    fn cf9_resets_on_rst_cpu_and_leaves_pci_alone() {
-        struct Pci;
-        impl BusDevice for Pci {
-            fn read(&self, offset: u64, data: &mut [u8]) {
-                data.fill(0x50 + offset as u8);
-            }
-            fn write(&self, _offset: u64, _data: &[u8]) {}
-        }
+    fn cf9_resets_on_rst_cpu() {
         let power: Arc<TestPower> = Arc::default();
-        let ports =
-            WithResetControl { pci: Arc::new(Pci), reset: ResetControl::new(power.clone()) };
-        ports.write(0, &[0x80, 0x0e, 0, 0x80]);
-        ports.write(1, &[2]);
-        assert_eq!(power.take(), []);
-        assert_eq!((byte(&ports, 1), byte(&ports, 0), byte(&ports, 4)), (2, 0x50, 0x54));
-        ports.write(1, &[6]);
-        ports.write(1, &[ResetControl::RESET_VALUE]);
+        let control = ResetControl::new(power.clone());
+        control.write(0, &[2]);
+        assert_eq!((power.take(), byte(&control, 0)), (vec![], 2));
+        control.write(0, &[6]);
+        control.write(0, &[ResetControl::RESET_VALUE]);
         assert_eq!(power.take(), [PowerRequest::Reset; 2]);
-        hammer(&ports, 8, 10_000);
+        assert_eq!(byte(&control, 0), 0x0a, "RST_CPU does not stay");
+        control.restore(control.save());
+        hammer(&control, 1, 10_000);
     }
 
     #[test]
