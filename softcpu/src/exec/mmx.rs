@@ -5,7 +5,7 @@
 
 use iced_x86::{Instruction, Register};
 
-use super::x87;
+use super::{x87, x87_env};
 use crate::fault::{Exec, Fault};
 use crate::state::{Cpu, cr};
 
@@ -39,9 +39,8 @@ pub(super) fn get(cpu: &Cpu, i: usize) -> u64 {
 
 /// What every MMX instruction but EMMS does to the x87 state.
 pub(super) fn enter(cpu: &mut Cpu) {
-    let top = top(cpu);
-    cpu.fx.st.rotate_right(top);
-    cpu.fx.fsw &= !(7 << 11);
+    let status = cpu.fx.fsw & !(7 << 11);
+    x87_env::set_status(&mut cpu.fx, status);
     cpu.fx.ftw = 0xff;
 }
 

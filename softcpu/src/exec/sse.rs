@@ -95,11 +95,17 @@ pub(super) fn address(
     size: usize,
     write: bool,
 ) -> Exec<u64> {
-    let lin = operand::address(cpu, insn, size, write)?;
-    if form.aligned && lin & 15 != 0 {
-        return Err(Fault::GP0);
-    }
-    Ok(lin)
+    let lin = operand::address(cpu, insn, size, write);
+    if form.aligned { aligned(cpu, insn, lin, 16) } else { lin }
+}
+
+/// #GP(0) if the address is not a multiple of `align`, before anything else that is wrong with it.
+pub(super) fn aligned(cpu: &Cpu, insn: &Instruction, lin: Exec<u64>, align: u64) -> Exec<u64> {
+    let at = lin.unwrap_or_else(|_| {
+        let segment = operand::segment_index(insn.memory_segment());
+        cpu.segs[segment].base.wrapping_add(operand::offset(cpu, insn))
+    });
+    if at.is_multiple_of(align) { lin } else { Err(Fault::GP0) }
 }
 
 /// Loads `size` bytes (2, 4, 8 or 16) and zero-extends them.
@@ -148,13 +154,18 @@ fn xmm(cpu: &mut Cpu, insn: &Instruction, form: &Form) -> Exec {
 fn run_arithmetic(cpu: &mut Cpu, form: &Form, f: impl FnOnce() -> [u64; 2]) -> Exec {
     const IE_DE_ZE: u32 = 7;
     const UE: u32 = 1 << 4;
+    const UM: u32 = 1 << 11;
+    const FTZ: u32 = 1 << 15;
     let guest = cpu.fx.mxcsr;
     let mut result = [0; 2];
     if cpu.mxcsr_plain() {
         cpu.fx.mxcsr |= stubs::with_mxcsr(guest, || result = f());
         return Ok(());
     }
-    let mut raised = stubs::with_mxcsr(guest & !stubs::MXCSR_FLAGS, || result = f());
+    // Results are flushed to zero where underflow is masked only.
+    let flush = if guest & UM != 0 { FTZ } else { 0 };
+    let control = guest & !stubs::MXCSR_FLAGS & !(FTZ ^ flush);
+    let mut raised = stubs::with_mxcsr(control, || result = f());
     let unmasked = !(guest >> 7) & stubs::MXCSR_FLAGS;
     // Unmasked, a tiny result is an underflow even if it is exact (SDM volume 1, 4.9.1.5).
     if unmasked & UE != 0 && any_denormal(form, result) {
@@ -322,7 +333,11 @@ fn mmx_form(cpu: &mut Cpu, insn: &Instruction, form: &Form) -> Exec {
         unsafe { stubs::call_mmx(entry, &mut frame) };
     }
     let x87 = (cpu.fx.fsw, cpu.fx.ftw, cpu.fx.st);
-    mmx::enter(cpu);
+    // CVTPI2PS and CVTPI2PD with a memory operand do not touch an MM register.
+    let from_memory = form.class[0] == Class::Xmm && insn.op1_kind() != OpKind::Register;
+    if !from_memory {
+        mmx::enter(cpu);
+    }
     scatter(cpu, insn, form, &frame).inspect_err(|_| {
         // The store faulted: there was no instruction.
         (cpu.fx.fsw, cpu.fx.ftw, cpu.fx.st) = x87;

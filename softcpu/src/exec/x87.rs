@@ -19,7 +19,7 @@ use iced_x86::{
 };
 
 use super::stubs::{self, Entry, X87Image};
-use super::{operand, x87_env};
+use super::{operand, x87_env, xsave};
 use crate::fault::{Exec, Fault, vector};
 use crate::host;
 use crate::state::{Cpu, FxState, cr, seg};
@@ -204,7 +204,7 @@ fn store_form(cpu: &mut Cpu, insn: &Instruction, entry: Entry, size: usize) -> E
     if fsw & !fcw & 0x1f == 0 {
         store(cpu, lin, &memory[..size])?;
     } else {
-        cpu.translate(lin, cpu.access(true))?;
+        xsave::probe(cpu, lin, size, true)?;
     }
     let data = operand::offset(cpu, insn);
     commit(cpu, &image, Some(data));

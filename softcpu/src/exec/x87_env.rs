@@ -22,8 +22,16 @@ use crate::state::{Cpu, FxState};
 
 /// The state after FNINIT.
 pub(super) fn init(fx: &mut FxState) {
-    (fx.fcw, fx.fsw, fx.ftw) = (0x37f, 0, 0);
+    set_status(fx, 0);
+    (fx.fcw, fx.ftw) = (0x37f, 0);
     (fx.fop, fx.fip, fx.fdp) = (0, 0, 0);
+}
+
+/// Sets the status word. The registers stay where they are; what changes with TOP is which of them is ST(0).
+pub(super) fn set_status(fx: &mut FxState, fsw: u16) {
+    let turn = (fsw >> 11).wrapping_sub(fx.fsw >> 11) & 7;
+    fx.st.rotate_left(turn.into());
+    fx.fsw = fsw;
 }
 
 /// A control word as the processor keeps it: bit 6 is always set, 7 and 15:13 never.
@@ -117,7 +125,7 @@ fn read_environment(cpu: &mut Cpu, wide: bool, bytes: &[u8]) {
     };
     let fx = &mut cpu.fx;
     fx.fcw = control_word(word(0) as u16);
-    fx.fsw = word(1) as u16;
+    set_status(fx, word(1) as u16);
     fx.ftw = abridged(word(2) as u16);
     (fx.fip, fx.fop, fx.fdp) = (fip.into(), fop as u16 & 0x7ff, fdp.into());
     x87::summarize(fx);

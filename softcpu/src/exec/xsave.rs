@@ -12,7 +12,7 @@
 
 use iced_x86::{Code, Instruction};
 
-use super::{operand, x87, x87_env};
+use super::{operand, sse, x87, x87_env};
 use crate::fault::{Exec, Fault};
 use crate::state::{Cpu, FxState, cr, reg};
 
@@ -99,15 +99,11 @@ fn take_xmm(fx: &mut FxState, bytes: &[u8], count: usize) {
 
 /// The address of an area of `size` bytes, aligned to `align`.
 fn area(cpu: &Cpu, insn: &Instruction, size: usize, align: u64, write: bool) -> Exec<u64> {
-    let lin = operand::address(cpu, insn, size, write)?;
-    if !lin.is_multiple_of(align) {
-        return Err(Fault::GP0);
-    }
-    Ok(lin)
+    sse::aligned(cpu, insn, operand::address(cpu, insn, size, write), align)
 }
 
 /// Raises the fault that an access to any of `len` bytes would raise, before the first is written.
-fn probe(cpu: &mut Cpu, lin: u64, len: usize, write: bool) -> Exec {
+pub(super) fn probe(cpu: &mut Cpu, lin: u64, len: usize, write: bool) -> Exec {
     let access = cpu.access(write);
     cpu.translate(lin, access)?;
     if (lin & 0xfff) + len as u64 > 4096 {
