@@ -26,7 +26,7 @@ use crate::FUEL;
 use crate::chip::lapic;
 use crate::clock;
 use crate::engine::{Cache, Stop, run_block};
-use crate::events::Shutdown;
+use crate::events::{DR6_BS, Shutdown};
 use crate::exec::step::fetch_and_execute;
 use crate::fault::Fault;
 use crate::flags;
@@ -284,12 +284,9 @@ impl Vcpu {
         cpu.retired += 1;
         match fetch_and_execute(cpu) {
             Ok(()) => {
-                if resumed {
-                    cpu.sys_flags &= !flags::RF;
-                }
                 // MOV SS holds debug traps too, for one instruction.
                 if stepping && !(cpu.inhibit.shadow && !shadowed) {
-                    cpu.pending_debug |= 1 << 14;
+                    cpu.pending_debug |= DR6_BS;
                 }
                 Ok(())
             }

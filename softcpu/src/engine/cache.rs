@@ -17,7 +17,7 @@ use iced_x86::{Decoder, DecoderOptions, Instruction};
 
 use super::lower::{Finished, Lowering};
 use super::op::{Link, MAX_INSTRUCTIONS, Op};
-use crate::fault::Exec;
+use crate::fault::{Exec, Fault};
 use crate::state::{Cpu, seg};
 
 /// Bytes of decoded code that a vCPU keeps.
@@ -95,6 +95,9 @@ impl Cache {
     /// The fault is what fetching the first byte raises.
     pub fn find(&mut self, cpu: &mut Cpu) -> Exec<Option<Found>> {
         let lin = cpu.code_address();
+        if cpu.mode.bits == 64 && !crate::mem::canonical(lin) {
+            return Err(Fault::GP0);
+        }
         let gpa = cpu.fetch_gpa(lin)?;
         let key = Key { gpa, rip: cpu.rip, mode: cpu.code_mode() };
         if let Some(&index) = self.map.get(&key) {
