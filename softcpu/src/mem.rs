@@ -125,6 +125,10 @@ impl Cpu {
 
     /// The processor's own load (descriptor tables, TSS), whatever the CPL.
     pub fn load_sys<T: Word>(&mut self, lin: u64) -> Exec<T> {
+        if let Some(at) = self.fast_sys(lin, T::SIZE as u64, false) {
+            // SAFETY: a TLB hit: the bytes lie in one page of mapped guest memory.
+            return Ok(unsafe { host::load(at.cast::<T>()) });
+        }
         let mut bytes = [0; 16];
         self.read_lin(lin, &mut bytes[..T::SIZE], self.system_access(false))?;
         Ok(T::from_bytes(&bytes[..T::SIZE]))
@@ -132,6 +136,11 @@ impl Cpu {
 
     /// The processor's own store.
     pub fn store_sys<T: Word>(&mut self, lin: u64, value: T) -> Exec {
+        if let Some(at) = self.fast_sys(lin, T::SIZE as u64, true) {
+            // SAFETY: a TLB hit: the bytes lie in one page of mapped guest memory that may be written.
+            unsafe { host::store(at.cast::<T>(), value) };
+            return Ok(());
+        }
         let mut bytes = [0; 16];
         value.to_bytes(&mut bytes);
         self.write_lin(lin, &bytes[..T::SIZE], self.system_access(true))
@@ -143,6 +152,17 @@ impl Cpu {
         let i = tlb::index(lin);
         // SAFETY: `tlb` points at one of this Cpu's own sets.
         let set = unsafe { &*self.tlb };
+        let tag = if write { set.write[i] } else { set.read[i] };
+        (lin.wrapping_sub(tag) <= 4096 - size).then(|| lin.wrapping_add(set.addend[i]) as *mut u8)
+    }
+
+    /// As [`Cpu::fast`] for the processor's own accesses: these are supervisor accesses under SMAP, as the supervisor's
+    /// set has them.
+    fn fast_sys(&self, lin: u64, size: u64, write: bool) -> Option<*mut u8> {
+        if std::ptr::eq(self.tlb, &raw const self.tlbs[tlb::NEVER]) {
+            return None;
+        }
+        let (set, i) = (&self.tlbs[tlb::SUPERVISOR], tlb::index(lin));
         let tag = if write { set.write[i] } else { set.read[i] };
         (lin.wrapping_sub(tag) <= 4096 - size).then(|| lin.wrapping_add(set.addend[i]) as *mut u8)
     }
@@ -170,15 +190,18 @@ impl Cpu {
     /// Translates, and lets the TLB remember what it may. Gives the guest-physical address.
     fn fill(&mut self, lin: u64, access: Access) -> Exec<u64> {
         let mapping = self.translate(lin, access)?;
-        let class = if access == self.access(access.write) || access.fetch {
+        let current = access == self.access(access.write) || access.fetch;
+        if !current && access != self.system_access(access.write)
+            || std::ptr::eq(self.tlb, &raw const self.tlbs[tlb::NEVER])
+        {
+            return Ok(mapping.gpa);
+        }
+        let class = if current {
             // SAFETY: `tlb` points at one of this Cpu's own sets.
             unsafe { &mut *self.tlb }
         } else {
-            return Ok(mapping.gpa);
+            &mut self.tlbs[tlb::SUPERVISOR]
         };
-        if std::ptr::eq(class, &raw const self.tlbs[tlb::NEVER]) && !access.fetch {
-            return Ok(mapping.gpa);
-        }
         let Some(page) = self.phys.page(mapping.gpa) else { return Ok(mapping.gpa) };
         let (i, tag, gpa) = (tlb::index(lin), lin & !0xfff, mapping.gpa & !0xfff);
         let known = class.read[i] == tag || class.write[i] == tag || class.exec[i] == tag;
@@ -188,6 +211,7 @@ impl Cpu {
         class.addend[i] = (page.host as u64).wrapping_sub(tag);
         class.gpa[i] = gpa;
         class.global[i] = mapping.global;
+        class.set_page_size(i, lin, mapping.shift);
         if access.fetch {
             class.exec[i] = tag;
             return Ok(mapping.gpa);

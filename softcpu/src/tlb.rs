@@ -54,6 +54,21 @@ pub struct TlbSet {
     pub gpa: [u64; ENTRIES],
     /// Whether a CR3 load leaves the entry (PGE).
     pub global: [bool; ENTRIES],
+    /// Whether the entry is a piece of a larger page, all of which INVLPG forgets.
+    pub large: [bool; ENTRIES],
+    /// Which stretches of 4 MiB (hashed) may have such entries.
+    large_filter: [u64; FILTER_WORDS],
+    /// There may be pieces of pages of 1 GiB.
+    giant: bool,
+}
+
+/// Words of [`TlbSet::large_filter`].
+const FILTER_WORDS: usize = 64;
+
+/// The word and the bit that stand for the 4 MiB around `address`.
+fn filter_bit(address: u64) -> (usize, u64) {
+    let stretch = address >> 22;
+    ((stretch >> 6) as usize & (FILTER_WORDS - 1), 1 << (stretch & 63))
 }
 
 /// Where the page of `address` goes.
@@ -68,6 +83,18 @@ impl TlbSet {
         for i in 0..ENTRIES {
             self.forget(i);
         }
+        self.large_filter = [0; FILTER_WORDS];
+        self.giant = false;
+    }
+
+    /// Notes whether entry `i`, of `address`, is a piece of a page of 2^`shift` bytes.
+    pub fn set_page_size(&mut self, i: usize, address: u64, shift: u32) {
+        self.large[i] = shift > 12;
+        if self.large[i] {
+            let (word, bit) = filter_bit(address);
+            self.large_filter[word] |= bit;
+            self.giant |= shift > 22;
+        }
     }
 
     /// Forgets what is not global.
@@ -79,11 +106,26 @@ impl TlbSet {
         }
     }
 
-    /// Forgets the entry of one linear page, if it is there.
+    /// Forgets the linear page of `address`, all pieces of it if it is a large one.
     pub fn clear_page(&mut self, address: u64) {
         let (i, page) = (index(address), address & !0xfff);
         if self.read[i] == page || self.write[i] == page || self.exec[i] == page {
             self.forget(i);
+        }
+        let (word, bit) = filter_bit(address);
+        if self.giant || self.large_filter[word] & bit != 0 {
+            self.clear_large(address);
+        }
+    }
+
+    /// Forgets the pieces of large pages in the GiB around `address`: at least those of its own page.
+    fn clear_large(&mut self, address: u64) {
+        for i in 0..ENTRIES {
+            let near = |tag: u64| (tag ^ address) >> 30 == 0;
+            let tags = [self.read[i], self.write[i], self.exec[i]];
+            if self.large[i] && tags.into_iter().any(near) {
+                self.forget(i);
+            }
         }
     }
 
@@ -119,6 +161,27 @@ mod tests {
             for address in [invalid(i), invalid(i) + 4095] {
                 assert_ne!(index(address), i);
             }
+        }
+    }
+
+    #[test]
+    fn a_large_page_is_forgotten_as_a_whole() {
+        // SAFETY: arrays of integers and booleans may be all zero.
+        let mut set: Box<TlbSet> = unsafe { Box::new_zeroed().assume_init() };
+        let fill = |set: &mut TlbSet, address: u64, shift: u32| {
+            let i = index(address);
+            set.read[i] = address;
+            set.set_page_size(i, address, shift);
+        };
+        let present = |set: &TlbSet, address: u64| set.read[index(address)] == address;
+        for (invalidated, shift) in [(0x4020_7000, 21), (0x4000_1000, 22), (0x7fff_f000, 30)] {
+            set.clear();
+            fill(&mut set, 0x4020_3000, shift);
+            fill(&mut set, 0x4021_5000, 12);
+            fill(&mut set, 0x1_4020_6000, shift);
+            set.clear_page(invalidated);
+            assert!(!present(&set, 0x4020_3000));
+            assert!(present(&set, 0x4021_5000) && present(&set, 0x1_4020_6000));
         }
     }
 }

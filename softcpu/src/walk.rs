@@ -47,6 +47,8 @@ pub struct Mapping {
     pub writable: bool,
     /// Survives CR3 loads.
     pub global: bool,
+    /// Binary logarithm of the page's size.
+    pub shift: u32,
 }
 
 /// What the entries on the way allow, taken together.
@@ -77,7 +79,12 @@ impl Cpu {
     /// Translates `lin`; a page fault sets CR2.
     pub fn translate(&mut self, lin: u64, access: Access) -> Exec<Mapping> {
         if self.cr0 & cr::CR0_PG == 0 {
-            return Ok(Mapping { gpa: lin & 0xffff_ffff, writable: true, global: false });
+            return Ok(Mapping {
+                gpa: lin & 0xffff_ffff,
+                writable: true,
+                global: false,
+                shift: 12,
+            });
         }
         let result = match (self.mode.long, self.cr4 & cr::CR4_PAE != 0) {
             (true, _) => self.walk_long(lin, access),
@@ -152,6 +159,7 @@ impl Cpu {
                 gpa: entry & ADDRESS & !offset | lin & offset,
                 writable: dirty && self.may_write(&rights, access),
                 global: entry & GLOBAL != 0 && self.cr4 & cr::CR4_PGE != 0,
+                shift,
             });
         }
     }
@@ -196,6 +204,7 @@ impl Cpu {
                 gpa: high | pde & 0xffc0_0000 | lin & 0x3f_ffff,
                 writable: dirty && self.may_write(&rights, access),
                 global: global && pde & GLOBAL != 0,
+                shift: 22,
             });
         }
         self.set_entry_32(at, pde as u32, ACCESSED);
@@ -212,6 +221,7 @@ impl Cpu {
             gpa: pte & 0xffff_f000 | lin & 0xfff,
             writable: dirty && self.may_write(&rights, access),
             global: global && pte & GLOBAL != 0,
+            shift: 12,
         })
     }
 
