@@ -4,7 +4,7 @@
 //!  queue ─┐  reads tables in memory, data straight to and from the files
 //!  queue ─┼──> Chain: image ──> backing file ──> ...
 //!         │
-//!         └──> Owner, a thread: loads tables, gives out clusters, writes metadata back
+//!         └──> Owner, a thread: loads tables, fills new clusters, writes metadata back
 //! ```
 //!
 //! Only the owner changes metadata. What it must keep to, so that the image is right whenever the host
@@ -14,15 +14,19 @@
 //! marked corrupt, unknown features; and for writing: internal snapshots, dirty bitmaps, images marked dirty.
 
 mod chain;
+mod fetch;
 mod header;
 mod inflate;
 mod map;
 mod metadata;
 mod metafile;
 mod owner;
+#[cfg(test)]
+mod power;
 mod queue;
 mod refcounts;
 mod slab;
+mod writer;
 
 use std::collections::HashSet;
 use std::io;
@@ -74,8 +78,7 @@ impl Qcow2Disk {
             true => None,
             false => Some(open_metadata(&chain, &generations, &header)?),
         };
-        let owner =
-            Owner::start(chain.clone(), metadata).map_err(Error::queue("start a thread"))?;
+        let owner = Owner::start(chain.clone(), metadata, &engines)?;
         Ok(Self { engines, chain, owner: Arc::new(owner), generations })
     }
 

@@ -6,23 +6,29 @@
 use std::collections::VecDeque;
 use std::io;
 use std::ops::Range;
-use std::sync::mpsc::{self, Receiver, Sender};
+use std::os::fd::AsRawFd;
+use std::sync::mpsc::{self, Receiver, TryRecvError};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
-use vmm_sys_util::eventfd::EventFd;
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::chain::{Chain, Segment};
 use super::metadata::{Clear, Metadata, Outcome, Piece, TABLE_CACHE};
+use super::writer::{Writer, Written};
+use crate::Buffer;
+use crate::engine::Engines;
+
+/// Messages that are taken before transfers are looked at again.
+const BATCH: usize = 64;
 
 /// What queues ask.
 pub(super) enum Ask {
     /// Where these bytes come from.
     Resolve { offset: u64, len: u64 },
-    /// Where these bytes are to be written.
-    Prepare { offset: u64, len: u64, zero: bool },
-    /// The runs of a write were written, or not.
-    Finish { runs: Vec<u64>, written: bool },
+    /// Write the buffers from `offset` on. With `zero` they are zeroes, and need not be written where the disk reads so. The
+    /// asking request holds the generation of this number.
+    Write { offset: u64, len: u64, buffers: Vec<Buffer>, zero: bool, generation: u64 },
     /// Clear whole clusters.
     Clear { clusters: Range<u64>, how: Clear },
     /// Make everything durable.
@@ -32,7 +38,6 @@ pub(super) enum Ask {
 /// What is answered.
 pub(super) enum Answer {
     Segments(Vec<Segment>),
-    Pieces(Vec<Piece>),
     Done,
     /// There is no metadata to write: the queue syncs the data itself.
     SyncData,
@@ -52,53 +57,82 @@ impl Mailbox {
     pub(super) fn take(&self) -> Vec<(u64, io::Result<Answer>)> {
         std::mem::take(&mut *self.answers.lock().unwrap_or_else(PoisonError::into_inner))
     }
+}
 
-    fn put(&self, token: u64, answer: io::Result<Answer>) {
-        self.answers.lock().unwrap_or_else(PoisonError::into_inner).push((token, answer));
+/// Who asked: a queue, and which of its steps.
+pub(super) struct Sender {
+    mailbox: Arc<Mailbox>,
+    token: u64,
+}
+
+impl Sender {
+    fn answer(self, answer: io::Result<Answer>) {
+        let mut answers = self.mailbox.answers.lock().unwrap_or_else(PoisonError::into_inner);
+        answers.push((self.token, answer));
+        drop(answers);
         // It can only fail when its counter is full, and then it is readable anyway.
-        let _ = self.event.write(1);
+        let _ = self.mailbox.event.write(1);
     }
 }
 
 struct Message {
     ask: Ask,
-    token: u64,
-    from: Arc<Mailbox>,
+    from: Sender,
 }
 
 /// The way to the owner. With its last handle the metadata is written back and the thread ends.
 pub(super) struct Owner {
-    sender: Option<Sender<Message>>,
+    sender: Option<mpsc::Sender<Message>>,
+    wake: EventFd,
     thread: Option<thread::JoinHandle<()>>,
 }
 
 impl Owner {
     /// Starts the thread. An image that is only read has no `metadata` to change.
-    pub(super) fn start(chain: Arc<Chain>, metadata: Option<Metadata>) -> io::Result<Self> {
+    pub(super) fn start(
+        chain: Arc<Chain>,
+        metadata: Option<Metadata>,
+        engines: &Engines,
+    ) -> crate::Result<Self> {
+        let event = || crate::Error::queue("make an event descriptor");
+        let wake = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(event())?;
+        let copy = wake.try_clone().map_err(event())?;
+        let writer = Writer::new(engines.engine(&wake)?, chain.clone());
         let (sender, receiver) = mpsc::channel();
-        let thread = thread::Builder::new().name("disk-metadata".to_owned()).spawn(move || {
-            let (parked, ready) = (Vec::new(), VecDeque::new());
-            Desk { chain, metadata, parked, ready }.run(&receiver);
-        })?;
-        Ok(Self { sender: Some(sender), thread: Some(thread) })
+        let desk = Desk {
+            chain,
+            metadata,
+            writer,
+            wake: copy,
+            parked: Vec::new(),
+            ready: VecDeque::new(),
+        };
+        let thread = thread::Builder::new()
+            .name("disk-metadata".to_owned())
+            .spawn(move || desk.run(&receiver))
+            .map_err(crate::Error::queue("start a thread"))?;
+        Ok(Self { sender: Some(sender), wake, thread: Some(thread) })
     }
 
     /// Asks; the answer comes into the mailbox under `token`.
-    pub(super) fn ask(&self, ask: Ask, token: u64, from: &Arc<Mailbox>) {
-        let message = Message { ask, token, from: from.clone() };
+    pub(super) fn ask(&self, ask: Ask, token: u64, mailbox: &Arc<Mailbox>) {
+        let message = Message { ask, from: Sender { mailbox: mailbox.clone(), token } };
         let sent = match &self.sender {
             Some(sender) => sender.send(message).map_err(|e| e.0),
             None => Err(message),
         };
-        if let Err(Message { token, from, .. }) = sent {
-            from.put(token, Err(io::Error::other("the metadata's owner has ended")));
+        if let Err(Message { from, .. }) = sent {
+            return from.answer(Err(io::Error::other("the metadata's owner has ended")));
         }
+        // As in `Sender::answer`.
+        let _ = self.wake.write(1);
     }
 }
 
 impl Drop for Owner {
     fn drop(&mut self) {
         self.sender = None;
+        let _ = self.wake.write(1);
         if let Some(thread) = self.thread.take() {
             // An error would be the thread's panic, which it has printed.
             let _ = thread.join();
@@ -109,6 +143,8 @@ impl Drop for Owner {
 struct Desk {
     chain: Arc<Chain>,
     metadata: Option<Metadata>,
+    writer: Writer,
+    wake: EventFd,
     /// Requests in the way of which a write is, to be tried again when one ends.
     parked: Vec<Message>,
     /// Requests to be gone on with.
@@ -117,65 +153,74 @@ struct Desk {
 
 impl Desk {
     fn run(mut self, receiver: &Receiver<Message>) {
-        loop {
-            // One of each in turn, so that a long job does not hold up the others, nor they it.
-            let mut idle = true;
-            if let Some(message) = self.ready.pop_front() {
-                self.handle(message);
-                idle = false;
-            }
-            if let Ok(message) = receiver.try_recv() {
-                self.handle(message);
-                idle = false;
-            }
-            if idle {
-                match receiver.recv() {
-                    Ok(message) => self.handle(message),
-                    Err(_) => break,
-                }
+        while self.turn(receiver) {
+            if self.ready.is_empty() && !self.writer.has_ended() {
+                self.sleep();
             }
         }
-        self.close();
-    }
-
-    fn close(&mut self) {
+        // Queues end after their requests, and this after the queues: nothing is under way.
         let Some(metadata) = &mut self.metadata else { return };
         if let Err(e) = metadata.close() {
-            tracing::error!(path = %self.chain.layers[0].image.path.display(), error = %e,
+            tracing::error!(path = %self.path(), error = %e,
                 "the disk's last changes could not be written");
         }
     }
 
-    fn handle(&mut self, message: Message) {
-        let Message { ask, token, from } = message;
-        let ended = matches!(ask, Ask::Finish { .. });
-        match self.answer(ask) {
-            Ok(Reply::Now(answer)) => from.put(token, Ok(answer)),
-            Ok(Reply::Park(ask)) => self.parked.push(Message { ask, token, from }),
-            Ok(Reply::More(ask)) => self.ready.push_back(Message { ask, token, from }),
-            Err(e) => from.put(token, Err(e)),
-        }
-        if ended {
-            self.ready.extend(self.parked.drain(..));
-        }
-        match &mut self.metadata {
-            Some(metadata) => {
-                if let Err(e) = metadata.tidy() {
-                    // All of it stays in memory, and the guest's next flush tells the guest.
-                    tracing::error!(path = %self.chain.layers[0].image.path.display(), error = %e,
-                        "the disk's metadata cannot be written now");
-                }
+    /// Does what there is to do, but nothing for long; whether anybody may still ask.
+    fn turn(&mut self, receiver: &Receiver<Message>) -> bool {
+        // Nothing to read is no error: there was work, so nobody waited.
+        let _: io::Result<u64> = self.wake.read();
+        let written = self.writer.advance();
+        written.into_iter().for_each(|w| self.written(w));
+        for _ in 0..self.ready.len() {
+            if let Some(message) = self.ready.pop_front() {
+                self.handle(message);
             }
-            None => self.trim(0),
         }
-        self.trim(1);
+        for _ in 0..BATCH {
+            match receiver.try_recv() {
+                Ok(message) => self.handle(message),
+                Err(TryRecvError::Empty) => return true,
+                Err(TryRecvError::Disconnected) => return false,
+            }
+        }
+        // There may be more.
+        let _ = self.wake.write(1);
+        true
     }
 
-    /// Forgets tables of the layers from `first` on that were not used lately.
-    fn trim(&self, first: usize) {
-        for map in self.chain.layers.iter().skip(first).filter_map(|l| l.map.as_ref()) {
-            map.trim((TABLE_CACHE >> map.geometry.cluster_bits).max(4), |_| false);
+    fn sleep(&self) {
+        let mut poll = libc::pollfd { fd: self.wake.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        // SAFETY: one valid `pollfd`. Whatever it returns, looking for work is harmless.
+        unsafe { libc::poll(&mut poll, 1, -1) };
+    }
+
+    /// The data of a write is where it belongs, or is not: links its new clusters, or gives them up.
+    fn written(&mut self, Written { from, runs, result }: Written) {
+        let mut result = result;
+        if let Some(metadata) = &mut self.metadata {
+            let written = result.is_ok();
+            for id in runs {
+                // Each is ended, whatever becomes of the others.
+                result = metadata.finish(id, written).and(result);
+            }
         }
+        from.answer(result.map(|()| Answer::Done));
+        self.ready.extend(self.parked.drain(..));
+        self.tidy();
+    }
+
+    fn handle(&mut self, Message { ask, from }: Message) {
+        match self.answer(ask) {
+            Ok(Reply::Now(answer)) => from.answer(Ok(answer)),
+            Ok(Reply::Park(ask)) => self.parked.push(Message { ask, from }),
+            Ok(Reply::More(ask)) => self.ready.push_back(Message { ask, from }),
+            Ok(Reply::Write { buffers, pieces, generation }) => {
+                self.writer.begin(from, buffers, pieces, generation);
+            }
+            Err(e) => from.answer(Err(e)),
+        }
+        self.tidy();
     }
 
     fn answer(&mut self, ask: Ask) -> io::Result<Reply> {
@@ -192,15 +237,13 @@ impl Desk {
             Ask::Resolve { offset, len } => {
                 Reply::Now(Answer::Segments(metadata.resolve(offset, len)?))
             }
-            Ask::Prepare { offset, len, zero } => match metadata.prepare(offset, len, zero)? {
-                Outcome::Done(pieces) => Reply::Now(Answer::Pieces(pieces)),
-                Outcome::Busy => Reply::Park(Ask::Prepare { offset, len, zero }),
-            },
-            Ask::Finish { runs, written } => {
-                // Each is ended, whatever becomes of the others.
-                let ended: Vec<_> = runs.iter().map(|&id| metadata.finish(id, written)).collect();
-                ended.into_iter().collect::<io::Result<()>>()?;
-                Reply::Now(Answer::Done)
+            Ask::Write { offset, len, buffers, zero, generation } => {
+                match metadata.prepare(offset, len, zero)? {
+                    Outcome::Done(pieces) => Reply::Write { buffers, pieces, generation },
+                    Outcome::Busy => {
+                        Reply::Park(Ask::Write { offset, len, buffers, zero, generation })
+                    }
+                }
             }
             Ask::Clear { clusters, how } => match metadata.clear(clusters.clone(), how)? {
                 Outcome::Done(rest) if rest.is_empty() => Reply::Now(Answer::Done),
@@ -214,6 +257,24 @@ impl Desk {
             Ask::Flush => Reply::Now(Answer::SyncData),
         })
     }
+
+    /// Keeps memory bounded.
+    fn tidy(&mut self) {
+        let result = self.metadata.as_mut().map_or(Ok(()), Metadata::tidy);
+        if let Err(e) = result {
+            // All of it stays in memory, and the next flush tells the guest.
+            tracing::error!(path = %self.path(), error = %e,
+                "the disk's metadata cannot be written now");
+        }
+        let mine = usize::from(self.metadata.is_some());
+        for map in self.chain.layers.iter().skip(mine).filter_map(|l| l.map.as_ref()) {
+            map.trim((TABLE_CACHE >> map.geometry.cluster_bits).max(4), |_| false);
+        }
+    }
+
+    fn path(&self) -> std::path::Display<'_> {
+        self.chain.layers[0].image.path.display()
+    }
 }
 
 enum Reply {
@@ -222,4 +283,10 @@ enum Reply {
     Park(Ask),
     /// A part is done; this is the rest.
     More(Ask),
+    /// To be carried out.
+    Write {
+        buffers: Vec<Buffer>,
+        pieces: Vec<Piece>,
+        generation: u64,
+    },
 }

@@ -4,19 +4,19 @@
 //! ```text
 //!  read:   look up ──(not loaded: ask)──> segments ──> zeroes | file | inflate ──> ended
 //!  write:  in place? ──> file ──────────────────────────────────────────────────> ended
-//!          else ask ──> pieces ──> read what is kept ──> file ──> ask to link ──> ended
+//!          else ask the owner, which writes ────────────────────────────────────> ended
 //! ```
 
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
-use libc::iovec;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::chain::{Chain, Missed, Segment, Source};
+use super::chain::{Chain, Missed, Segment};
+use super::fetch::{Deflated, Fetch, fetch};
 use super::inflate::Inflater;
-use super::metadata::{Clear, Generation, Generations, NewRun, Piece};
+use super::metadata::{Clear, Generation, Generations};
 use super::owner::{Answer, Ask, Mailbox, Owner};
 use super::slab::Slab;
 use crate::engine::{Done, Engine, Io};
@@ -32,10 +32,6 @@ struct Active {
     total: u64,
     /// What a read fills.
     target: Vec<Buffer>,
-    read_offset: u64,
-    /// What is written: the request's own data, or the zeroes at both ends of a range of clusters.
-    parts: Vec<Part>,
-    runs: Vec<RunState>,
     /// Steps that did not end yet.
     pending: usize,
     error: Option<io::Error>,
@@ -43,46 +39,14 @@ struct Active {
     generation: Generation,
 }
 
-struct Part {
-    offset: u64,
-    len: u64,
-    buffers: Vec<Buffer>,
-    zero: bool,
-}
-
-/// New clusters that are being filled.
-struct RunState {
-    run: NewRun,
-    /// The part of the write that goes there, and from which of its bytes on.
-    part: usize,
-    skip: u64,
-    /// What is kept around the data.
-    head: Vec<u8>,
-    tail: Vec<u8>,
-    /// Reads of what is kept that did not end yet.
-    pending: usize,
-}
-
 /// What an answer or a transfer belongs to.
 enum Step {
     /// Asked where to read.
     Resolve { request: usize },
-    /// Asked where to write a part.
-    Prepare { request: usize, part: usize },
-    /// Asked to link the runs, clear clusters, flush: the answer says all.
+    /// Asked to do something: the answer says all.
     Ask { request: usize },
-    /// Data on its way.
-    Transfer { request: usize },
-    /// Deflated data on its way; for the guest, or (`run`) for what is kept around new data.
-    Inflate {
-        request: usize,
-        run: Option<usize>,
-        data: Box<[u8]>,
-        source: Source,
-        target: Vec<iovec>,
-    },
-    /// What is kept around new data is on its way.
-    Keep { request: usize, run: usize },
+    /// Data on its way; when it is compressed, inflate it.
+    Transfer { request: usize, deflated: Option<Deflated> },
 }
 
 /// The queue.
@@ -101,10 +65,6 @@ pub(super) struct Queue {
     ended: Vec<Completion>,
     in_flight: usize,
 }
-
-// SAFETY: the raw pointers in `steps` are addresses of guest buffers and of this queue's own heap memory; neither
-// depends on the thread.
-unsafe impl Send for Queue {}
 
 impl Queue {
     pub(super) fn new(
@@ -133,51 +93,37 @@ impl Queue {
     }
 
     fn begin(&mut self, id: u64, op: Op) {
-        let mut active = Active {
-            id,
-            total: 0,
-            target: Vec::new(),
-            read_offset: 0,
-            parts: Vec::new(),
-            runs: Vec::new(),
-            // One for this function itself: nothing ends before everything has begun.
-            pending: 1,
-            error: None,
-            generation: match op {
-                // It touches no clusters, and those that it makes free need not wait for it.
-                Op::Flush => Generation::default(),
-                _ => self.generations.enter(),
-            },
+        let total = |b: &[Buffer]| b.iter().map(|b| b.len as u64).sum();
+        let generation = match op {
+            // It touches no clusters, and those that it makes free need not wait for it.
+            Op::Flush => Generation::default(),
+            _ => self.generations.enter(),
         };
+        // One pending for this function itself: nothing ends before everything has begun.
+        let active =
+            Active { id, total: 0, target: Vec::new(), pending: 1, error: None, generation };
+        let request = self.requests.insert(active);
         match op {
             Op::Read { offset, buffers } => {
-                active.total = buffers.iter().map(|b| b.len as u64).sum();
-                (active.read_offset, active.target) = (offset, buffers);
-                let request = self.requests.insert(active);
-                self.read(request);
-                self.step_ended(request, Ok(()));
+                self.requests[request].total = total(&buffers);
+                self.requests[request].target = buffers;
+                self.read(request, offset);
             }
             Op::Write { offset, buffers } => {
-                active.total = buffers.iter().map(|b| b.len as u64).sum();
-                let len = active.total;
-                active.parts.push(Part { offset, len, buffers, zero: false });
-                self.write_parts(active);
+                let len = total(&buffers);
+                self.requests[request].total = len;
+                self.write(request, offset, len, buffers, false);
             }
-            Op::Flush => {
-                let request = self.requests.insert(active);
-                if !self.read_only {
-                    self.ask(request, Ask::Flush, Step::Ask { request });
-                }
-                self.step_ended(request, Ok(()));
-            }
-            Op::Discard { offset, len } => self.clear(active, offset, len, Clear::Discard),
-            Op::WriteZeroes { offset, len, .. } => self.clear(active, offset, len, Clear::Zero),
+            Op::Flush if self.read_only => {}
+            Op::Flush => self.ask(request, Ask::Flush, Step::Ask { request }),
+            Op::Discard { offset, len } => self.clear(request, offset, len, Clear::Discard),
+            Op::WriteZeroes { offset, len, .. } => self.clear(request, offset, len, Clear::Zero),
         }
+        self.step_ended(request, Ok(()));
     }
 
-    fn read(&mut self, request: usize) {
-        let active = &self.requests[request];
-        let (offset, len) = (active.read_offset, active.total);
+    fn read(&mut self, request: usize, offset: u64) {
+        let len = self.requests[request].total;
         match self.chain.look_up(offset, len) {
             Ok(segments) => self.read_segments(request, segments),
             Err(Missed::Table(..)) => {
@@ -190,169 +136,64 @@ impl Queue {
     fn read_segments(&mut self, request: usize, segments: Vec<Segment>) {
         let mut skip = 0;
         for Segment { len, source } in segments {
-            let target = iov::slice(&self.requests[request].target, skip, len);
+            let active = &self.requests[request];
+            let target = iov::slice(&active.target, skip, len);
             skip += len;
-            self.fetch(request, None, source, target);
-        }
-    }
-
-    /// Brings bytes from where they are to `target`, for the guest or for one of the request's runs.
-    fn fetch(&mut self, request: usize, run: Option<usize>, source: Source, target: Vec<iovec>) {
-        match source {
-            // SAFETY: guest buffers are valid by the contract of `submit`, what runs keep is this queue's own.
-            Source::Zero => unsafe { iov::zero(&target) },
-            Source::File { layer, offset } => {
-                let step = match run {
-                    None => Step::Transfer { request },
-                    Some(run) => Step::Keep { request, run },
-                };
-                self.transfer(request, layer, Io::Read { offset, buffers: target }, step);
-            }
-            Source::Compressed { layer, offset, len, within } => {
-                let generation = *self.requests[request].generation;
-                if let Some(bytes) = self.inflater.cached(layer, offset, generation) {
-                    // SAFETY: as above; what was inflated is elsewhere.
-                    unsafe { iov::copy(&bytes[within as usize..], &target) };
-                    return;
-                }
-                let mut data = vec![0; len].into_boxed_slice();
-                let buffers = vec![iovec { iov_base: data.as_mut_ptr().cast(), iov_len: len }];
-                let source = Source::Compressed { layer, offset, len, within };
-                let step = Step::Inflate { request, run, data, source, target };
-                self.transfer(request, layer, Io::Read { offset, buffers }, step);
+            // SAFETY: guest buffers are valid until the completion, by the contract of `submit`.
+            match unsafe { fetch(source, target, &self.inflater, *active.generation) } {
+                Fetch::Done => {}
+                Fetch::Read { layer, io, then } => self.transfer(request, layer, io, then),
             }
         }
     }
 
-    /// Writes the parts: in place where that is known to be possible, else where the owner says.
-    fn write_parts(&mut self, active: Active) {
-        let request = self.requests.insert(active);
-        for part in 0..self.requests[request].parts.len() {
-            let Part { offset, len, zero, .. } = self.requests[request].parts[part];
-            match self.chain.top().in_place(offset, len) {
-                Ok(Some(places)) => {
-                    let pieces = places.into_iter().map(|(host, len)| Piece::InPlace { host, len });
-                    self.write_pieces(request, part, pieces.collect());
-                }
-                Ok(None) => {
-                    let step = Step::Prepare { request, part };
-                    self.ask(request, Ask::Prepare { offset, len, zero }, step);
-                }
-                Err(e) => self.fail(request, e),
-            }
-        }
-        self.step_ended(request, Ok(()));
-    }
-
-    fn write_pieces(&mut self, request: usize, part: usize, pieces: Vec<Piece>) {
-        let mut skip = 0;
-        for piece in pieces {
-            match piece {
-                Piece::InPlace { host, len } => {
-                    let buffers =
-                        iov::slice(&self.requests[request].parts[part].buffers, skip, len);
+    /// Writes in place where that is known to be possible; else the owner does it.
+    fn write(&mut self, request: usize, offset: u64, len: u64, buffers: Vec<Buffer>, zero: bool) {
+        match self.chain.top().in_place(offset, len) {
+            Ok(Some(places)) => {
+                let mut skip = 0;
+                for (offset, len) in places {
+                    let buffers = iov::slice(&buffers, skip, len);
                     skip += len;
-                    let write = Io::Write { offset: host, buffers };
-                    self.transfer(request, 0, write, Step::Transfer { request });
-                }
-                Piece::New(run) => {
-                    let start = skip;
-                    skip += run.len;
-                    self.begin_run(request, part, start, run);
+                    self.transfer(request, 0, Io::Write { offset, buffers }, None);
                 }
             }
-        }
-    }
-
-    /// Fetches what new clusters keep; then their data can be written.
-    fn begin_run(&mut self, request: usize, part: usize, skip: u64, run: NewRun) {
-        let keep = |segments: &[Segment]| -> Vec<u8> {
-            let zeroes = run.fresh && segments.iter().all(|s| s.source == Source::Zero);
-            let len: u64 = if zeroes { 0 } else { segments.iter().map(|s| s.len).sum() };
-            vec![0; len as usize]
-        };
-        let (head, tail) = (keep(&run.head), keep(&run.tail));
-        let mut wanted = Vec::new();
-        for (bytes, segments) in [(&head, &run.head), (&tail, &run.tail)] {
-            let mut at = 0;
-            for Segment { len, source } in segments.iter().filter(|_| !bytes.is_empty()) {
-                let slice = &bytes[at..at + *len as usize];
-                at += *len as usize;
-                let iov_base = slice.as_ptr().cast_mut().cast();
-                wanted.push((source.clone(), vec![iovec { iov_base, iov_len: slice.len() }]));
+            Ok(None) => {
+                let generation = *self.requests[request].generation;
+                let ask = Ask::Write { offset, len, buffers, zero, generation };
+                self.ask(request, ask, Step::Ask { request });
             }
+            Err(e) => self.fail(request, e),
         }
-        // The heap memory of `head` and `tail` does not move with them.
-        let state = RunState { run, part, skip, head, tail, pending: 1 };
-        let index = self.requests[request].runs.len();
-        self.requests[request].runs.push(state);
-        for (source, target) in wanted {
-            if source != Source::Zero {
-                self.fetch(request, Some(index), source, target);
-            }
-        }
-        self.kept(request, index);
-    }
-
-    /// A fetch of what a run keeps has ended, or all have begun: after the last, the run is written.
-    fn kept(&mut self, request: usize, index: usize) {
-        let active = &mut self.requests[request];
-        active.runs[index].pending -= 1;
-        if active.runs[index].pending > 0 || active.error.is_some() {
-            return;
-        }
-        let state = &active.runs[index];
-        let mut buffers = Vec::new();
-        let kept = |bytes: &[u8]| iovec {
-            iov_base: bytes.as_ptr().cast_mut().cast(),
-            iov_len: bytes.len(),
-        };
-        buffers.push(kept(&state.head));
-        buffers.extend(iov::slice(&active.parts[state.part].buffers, state.skip, state.run.len));
-        buffers.push(kept(&state.tail));
-        let head: u64 = state.run.head.iter().map(|s| s.len).sum();
-        // Zeroes of fresh clusters are there already.
-        let offset = state.run.host + head - state.head.len() as u64;
-        let write = Io::Write { offset, buffers };
-        self.transfer(request, 0, write, Step::Transfer { request });
     }
 
     /// Whole clusters are cleared; zeroes are written to what is left at both ends.
-    fn clear(&mut self, mut active: Active, offset: u64, len: u64, how: Clear) {
-        active.total = len;
-        let map = self.chain.top();
-        let (bits, size) = (map.geometry.cluster_bits, map.geometry.cluster_size());
+    fn clear(&mut self, request: usize, offset: u64, len: u64, how: Clear) {
+        self.requests[request].total = len;
+        let geometry = self.chain.top().geometry;
+        let (bits, size) = (geometry.cluster_bits, geometry.cluster_size());
         let end = offset + len;
         let mut clusters = offset.div_ceil(size)..end >> bits;
-        if end == map.geometry.size {
+        if end == geometry.size {
             clusters.end = end.div_ceil(size);
         }
-        if clusters.is_empty() || (map.geometry.version < 3 && self.chain.has_backing()) {
+        if clusters.is_empty() || (geometry.version < 3 && self.chain.has_backing()) {
+            // With a file below, version 2 cannot say that a cluster is zeroes: they are written.
             clusters = 0..0;
         }
         if how == Clear::Zero {
-            let (first, last) = match clusters.is_empty() {
-                true => (offset..end, end..end),
-                false => (offset..clusters.start << bits, (clusters.end << bits).min(end)..end),
+            let ends = match clusters.is_empty() {
+                true => [offset..end, end..end],
+                false => [offset..clusters.start << bits, (clusters.end << bits).min(end)..end],
             };
-            for range in [first, last].into_iter().filter(|r| !r.is_empty()) {
+            for range in ends.into_iter().filter(|r| !r.is_empty()) {
                 let len = range.end - range.start;
-                let buffers = zeroes(len);
-                active.parts.push(Part { offset: range.start, len, buffers, zero: true });
+                self.write(request, range.start, len, zeroes(len), true);
             }
         }
-        active.pending += 1;
-        // The parts begin first: `write_parts` ends the step that `begin` counted, this function its own.
-        let request = self.next_request();
-        self.write_parts(active);
         if !clusters.is_empty() {
             self.ask(request, Ask::Clear { clusters, how }, Step::Ask { request });
         }
-        self.step_ended(request, Ok(()));
-    }
-
-    fn next_request(&self) -> usize {
-        self.requests.next_index()
     }
 
     fn ask(&mut self, request: usize, ask: Ask, step: Step) {
@@ -361,21 +202,14 @@ impl Queue {
         self.owner.ask(ask, token, &self.mailbox);
     }
 
-    fn transfer(&mut self, request: usize, layer: usize, io: Io, step: Step) {
-        match &step {
-            Step::Keep { run, .. } | Step::Inflate { run: Some(run), .. } => {
-                self.requests[request].runs[*run].pending += 1;
-            }
-            _ => {}
-        }
+    fn transfer(&mut self, request: usize, layer: usize, io: Io, deflated: Option<Deflated>) {
         self.requests[request].pending += 1;
-        let token = self.steps.insert(step);
+        let token = self.steps.insert(Step::Transfer { request, deflated }) as u64;
         let file = &self.chain.layers[layer].image.file;
-        // SAFETY: guest buffers are valid until the request's completion, by the contract of `DiskQueue::submit`; memory of ours
-        // (in `steps` and `requests`) is kept until the step has ended. `drop` waits for all.
-        let submitted = unsafe { self.engine.submit(file, token as u64, io) };
-        if let Err(e) = submitted {
-            self.transferred(Done { token: token as u64, result: Err(e) });
+        // SAFETY: guest buffers are valid until the request's completion, by the contract of `DiskQueue::submit`; memory of
+        // ours (in `steps`) is kept until the transfer has ended. `drop` waits for all.
+        if let Err(e) = unsafe { self.engine.submit(file, token, io) } {
+            self.transferred(Done { token, result: Err(e) });
         }
     }
 
@@ -388,15 +222,8 @@ impl Queue {
         if let Err(e) = result {
             self.fail(request, e);
         }
-        let active = &mut self.requests[request];
-        active.pending -= 1;
-        if active.pending > 0 {
-            return;
-        }
-        if !active.runs.is_empty() {
-            let runs = active.runs.drain(..).map(|r| r.run.id).collect();
-            let written = active.error.is_none();
-            self.ask(request, Ask::Finish { runs, written }, Step::Ask { request });
+        self.requests[request].pending -= 1;
+        if self.requests[request].pending > 0 {
             return;
         }
         let Some(active) = self.requests.remove(request) else { return };
@@ -406,72 +233,26 @@ impl Queue {
 
     fn answered(&mut self, token: u64, answer: io::Result<Answer>) {
         let Some(step) = self.steps.remove(token as usize) else { return };
-        let (Step::Resolve { request }
-        | Step::Prepare { request, .. }
-        | Step::Ask { request }
-        | Step::Transfer { request }
-        | Step::Inflate { request, .. }
-        | Step::Keep { request, .. }) = step;
-        let result = match (answer, step) {
-            (Ok(Answer::Segments(segments)), Step::Resolve { .. }) => {
-                self.read_segments(request, segments);
-                Ok(())
-            }
-            (Ok(Answer::Pieces(pieces)), Step::Prepare { part, .. }) => {
-                self.write_pieces(request, part, pieces);
-                Ok(())
-            }
-            (Ok(Answer::SyncData), _) => {
-                self.transfer(request, 0, Io::Sync, Step::Transfer { request });
-                Ok(())
-            }
-            (Ok(_), _) => Ok(()),
-            (Err(e), _) => Err(e),
-        };
+        let (Step::Resolve { request } | Step::Ask { request } | Step::Transfer { request, .. }) =
+            step;
+        let result = answer.map(|answer| match answer {
+            Answer::Segments(segments) => self.read_segments(request, segments),
+            Answer::SyncData => self.transfer(request, 0, Io::Sync, None),
+            Answer::Done => {}
+        });
         self.step_ended(request, result);
     }
 
     fn transferred(&mut self, done: Done) {
         let Some(step) = self.steps.remove(done.token as usize) else { return };
-        let result = done.result.map(drop);
-        match step {
-            Step::Transfer { request } => self.step_ended(request, result),
-            Step::Keep { request, run } => self.fetched(request, Some(run), result),
-            Step::Inflate { request, run, data, source, target } => {
-                let result = result.and_then(|()| self.inflate(request, &data, source, &target));
-                self.fetched(request, run, result);
-            }
-            // These wait for an answer, not for a transfer.
-            Step::Resolve { request } | Step::Prepare { request, .. } | Step::Ask { request } => {
-                self.step_ended(request, result);
-            }
+        let mut result = done.result.map(drop);
+        let (Step::Resolve { request } | Step::Ask { request } | Step::Transfer { request, .. }) =
+            step;
+        if let Step::Transfer { deflated: Some(deflated), .. } = step {
+            let chain = &self.chain;
+            result = result.and_then(|()| deflated.finish(chain, &mut self.inflater));
         }
-    }
-
-    fn fetched(&mut self, request: usize, run: Option<usize>, result: io::Result<()>) {
-        if let Err(e) = result {
-            self.fail(request, e);
-        }
-        if let Some(run) = run {
-            self.kept(request, run);
-        }
-        self.step_ended(request, Ok(()));
-    }
-
-    fn inflate(
-        &mut self,
-        request: usize,
-        data: &[u8],
-        source: Source,
-        target: &[iovec],
-    ) -> io::Result<()> {
-        let Source::Compressed { layer, offset, within, .. } = source else { return Ok(()) };
-        let size = self.chain.layers[layer].map.as_ref().map_or(0, |m| m.geometry.cluster_size());
-        let generation = *self.requests[request].generation;
-        let bytes = self.inflater.inflate(layer, offset, generation, data, size as usize)?;
-        // SAFETY: guest buffers are valid by the contract of `submit`, what runs keep is this queue's own.
-        unsafe { iov::copy(&bytes[within as usize..], target) };
-        Ok(())
+        self.step_ended(request, result);
     }
 }
 

@@ -16,11 +16,6 @@ impl<T> Default for Slab<T> {
 }
 
 impl<T> Slab<T> {
-    /// The number that the next thing gets.
-    pub(super) fn next_index(&self) -> usize {
-        self.free.last().copied().unwrap_or(self.entries.len())
-    }
-
     pub(super) fn insert(&mut self, value: T) -> usize {
         match self.free.pop() {
             Some(index) => {

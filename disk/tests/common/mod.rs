@@ -182,12 +182,9 @@ fn pick(rng: &mut StdRng, size: u64, pending: &HashMap<u64, Pending>) -> Option<
 }
 
 fn take(queues: &mut [Box<dyn DiskQueue>], pending: &mut HashMap<u64, Pending>, model: &mut Model) {
+    let busy = pending.values().next().expect("something is in flight").queue;
     let mut out = Vec::new();
-    while out.is_empty() {
-        for queue in queues.iter_mut() {
-            queue.complete(&mut out);
-        }
-    }
+    wait(&mut *queues[busy], &mut out);
     for done in out {
         let Pending { op, data, range: (offset, len), .. } = pending.remove(&done.id).unwrap();
         let done = done.result.unwrap();
