@@ -88,7 +88,7 @@ impl Virtqueue {
     /// The driver broke the rules: marks the queue and tells the driver.
     pub fn fail(&mut self, reason: Malformed) {
         if !self.broken {
-            tracing::warn!(queue = self.index, %reason, "a virtio driver broke the rules");
+            tracing::debug!(queue = self.index, %reason, "a virtio driver broke the rules");
             self.broken = true;
             self.notifier.needs_reset();
         }

@@ -33,6 +33,8 @@ struct Running {
     /// By request id; a free place is `None`.
     pending: Vec<Option<Pending>>,
     completions: Vec<Completion>,
+    /// A failure was told: a full disk fails as often as the guest tries.
+    complained: bool,
 }
 
 /// The handler of one queue.
@@ -109,7 +111,11 @@ impl Running {
             }
             Ok(_) => finish(&mut self.queue, &request.chain, Status::Ok),
             Err(error) => {
-                tracing::warn!(%error, "a disk request failed");
+                if std::mem::replace(&mut self.complained, true) {
+                    tracing::debug!(%error, "a disk request failed");
+                } else {
+                    tracing::warn!(%error, "a disk request failed (told once for each queue)");
+                }
                 finish(&mut self.queue, &request.chain, Status::IoError);
             }
         }
@@ -163,7 +169,8 @@ impl Handler for BlockQueue {
             discard: self.disk.capabilities().discard,
         };
         let (pending, completions) = (Vec::new(), Vec::new());
-        self.running = Some(Running { disk, queue, limits, pending, completions });
+        let complained = false;
+        self.running = Some(Running { disk, queue, limits, pending, completions, complained });
         Ok(())
     }
 

@@ -111,7 +111,13 @@ impl Core {
         match state.device.start_queue(index as u16, resources, queue.position) {
             Ok(()) => state.queues[index].running = true,
             Err(error) => {
-                tracing::warn!(queue = index, %error, "a virtio queue cannot be started");
+                match error {
+                    Error::Queue { .. } => {
+                        tracing::debug!(%error, "a virtio queue cannot be started");
+                    }
+                    // The host's affair, not a mistake of the guest.
+                    _ => tracing::error!(queue = index, %error, "a virtio queue cannot be started"),
+                }
                 self.interrupts.needs_reset();
             }
         }
@@ -389,7 +395,7 @@ impl Core {
         if let Err(error) =
             super::super::Virtqueue::new(&self.resources(state, index), QueueState::default())
         {
-            tracing::warn!(%error, "a virtio queue is not enabled");
+            tracing::debug!(%error, "a virtio queue is not enabled");
             self.interrupts.needs_reset();
             return;
         }

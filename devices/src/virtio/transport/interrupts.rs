@@ -3,7 +3,7 @@
 //! None of it is behind the transport's lock, because a vCPU holds that while it waits for a queue to
 //! stop, and the queue's thread interrupts the guest before it does.
 
-use std::sync::atomic::{AtomicU8, AtomicU16, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, Ordering};
 use std::sync::{Arc, Mutex};
 
 use super::super::{Notifier, status};
@@ -25,6 +25,8 @@ pub(super) struct Interrupts {
     isr: Mutex<u8>,
     msix: Arc<Msix>,
     intx: Arc<Intx>,
+    /// A driver's mistakes are told once for each device: a guest can make as many as it likes.
+    complained: AtomicBool,
 }
 
 impl Interrupts {
@@ -37,6 +39,7 @@ impl Interrupts {
             isr: Mutex::new(0),
             msix,
             intx,
+            complained: AtomicBool::new(false),
         }
     }
 
@@ -139,6 +142,9 @@ impl Notifier for Interrupts {
     }
 
     fn needs_reset(&self) {
+        if !self.complained.swap(true, Ordering::Relaxed) {
+            tracing::warn!("a virtio device asks its driver for a reset (told once; see debug)");
+        }
         let before = self.status.fetch_or(status::NEEDS_RESET, Ordering::SeqCst);
         if before & (status::DRIVER_OK | status::NEEDS_RESET) == status::DRIVER_OK {
             self.raise(self.config_vector(), ISR_CONFIG);
