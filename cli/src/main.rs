@@ -19,7 +19,7 @@ use failure::Failure;
 
 /// Virtual machines on this host.
 #[derive(Parser)]
-#[command(name = "lodge", version, propagate_version = true)]
+#[command(name = "lodge", version, propagate_version = true, args_override_self = true)]
 struct Cli {
     #[command(subcommand)]
     command: Command,

@@ -88,6 +88,14 @@ fn a_printed_spec_reads_back_from_anywhere() {
     assert!(matches!(&spec.nets[0], Net::User(user) if user.forward[0].host == 2222));
 }
 
+#[test]
+fn the_last_of_two_equal_flags_counts_and_lists_grow() {
+    let args = ["run", "--print-spec", "--cpus", "2", "--disk", "a", "--cpus", "4", "--disk", "b"];
+    let output = lodge(&args).assert().success().get_output().clone();
+    let spec = MachineSpec::from_toml(std::str::from_utf8(&output.stdout).unwrap()).unwrap();
+    assert_eq!((spec.cpus, spec.disks.len()), (4, 2));
+}
+
 /// A copy of `lodge` with a `lodge-vmm` of ours beside it.
 fn with_vmm(folder: &Path, script: &str) -> Command {
     let lodge = folder.join("lodge");
