@@ -119,8 +119,14 @@ fn faults_and_slots_are_the_guests() {
     assert_eq!(state.gprs[8], 1 << 39, "CR2");
     assert_eq!(state.gprs[9], 0, "not present, read, supervisor");
     assert!((CODE..CODE + 64).contains(&state.gprs[10]), "{:#x}", state.gprs[10]);
-    // SAFETY: nothing is shown any more.
+    // SAFETY: nothing is shown any more; RAM is seen again.
     unsafe { m.vm.set_memory(3, None).unwrap() };
+    m.write(0x20000, 3u64);
+    let mut state = vcpu.state().unwrap();
+    (state.rip, state.gprs[4]) = (CODE, STACK);
+    vcpu.set_state(&state).unwrap();
+    m.run(&mut *vcpu);
+    assert_eq!(m.read::<u128>(0x10000), 6);
 }
 
 #[test]

@@ -21,6 +21,7 @@ use lodge_softcpu::state::{self as soft, Cpu, FxState};
 use lodge_softcpu::{Shared as SoftShared, flags};
 
 use super::gate::lock;
+use super::slots::Slots;
 use super::vm::Shared;
 use crate::state::{Activity, Segment, TableRegister, VcpuState};
 use crate::vm::MemorySlot;
@@ -54,29 +55,31 @@ pub(super) enum Finished {
 }
 
 /// The software CPUs' view of the VM.
-pub(super) struct Machine {
-    shared: Arc<SoftShared>,
-    /// Which version of the slots it has.
-    version: u64,
-}
-
-impl Machine {
-    pub(super) fn new(vm: &Shared) -> Self {
-        let shared = SoftShared::new(vm.memory.clone(), vm.bus.clone(), vm.vcpus);
-        Self { shared, version: 0 }
-    }
-}
+pub(super) type Machine = Arc<SoftShared>;
 
 /// Makes the software CPU of vCPU `index`.
 pub(super) fn software_cpu(vm: &Shared, index: u32) -> Box<Cpu> {
+    let slots = lock(&vm.slots);
     let mut machine = lock(&vm.machine);
-    let machine = machine.get_or_insert_with(|| Machine::new(vm));
-    Cpu::new(machine.shared.clone(), index)
+    let machine = machine.get_or_insert_with(|| {
+        let machine = SoftShared::new(vm.memory.clone(), vm.bus.clone(), vm.vcpus);
+        machine.set_overlays(slots.extra().map(region));
+        machine
+    });
+    Cpu::new(machine.clone(), index)
+}
+
+/// Shows the software CPUs, if there are any, the slots that lie over RAM. When it returns none of them
+/// uses an earlier one any more: a vCPU in the middle of an instruction is waited for, one in a bus call
+/// looks again afterwards.
+pub(super) fn show_slots(vm: &Shared, slots: &Slots) {
+    if let Some(machine) = lock(&vm.machine).as_ref() {
+        machine.set_overlays(slots.extra().map(region));
+    }
 }
 
 /// Executes the one instruction at `state`'s RIP.
-pub(super) fn finish_instruction(state: &mut VcpuState, vm: &Shared, cpu: &mut Cpu) -> Finished {
-    look_at_slots(vm);
+pub(super) fn finish_instruction(state: &mut VcpuState, cpu: &mut Cpu) -> Finished {
     let shared = cpu.shared.clone();
     shared.enter_guest(cpu.index);
     cpu.take_mail();
@@ -95,17 +98,6 @@ pub(super) fn finish_instruction(state: &mut VcpuState, vm: &Shared, cpu: &mut C
         Finished::Done
     } else {
         Finished::Shutdown
-    }
-}
-
-/// Shows the software CPUs the slots that lie over RAM, if they changed.
-fn look_at_slots(vm: &Shared) {
-    let slots = lock(&vm.slots);
-    let mut machine = lock(&vm.machine);
-    let machine = machine.get_or_insert_with(|| Machine::new(vm));
-    if machine.version != slots.version() {
-        machine.shared.set_overlays(slots.extra().map(region));
-        machine.version = slots.version();
     }
 }
 

@@ -93,30 +93,16 @@ pub(super) struct Slots {
     extra: [Option<MemorySlot>; EXTRA_SLOTS],
     kernel: Vec<KernelSlot>,
     logging: bool,
-    /// Counts the changes of `extra`.
-    version: u64,
 }
 
 impl Slots {
     pub(super) fn new(memory: Arc<GuestMemory>, reserved: (u64, u64)) -> Self {
-        Self {
-            memory,
-            reserved,
-            extra: [None; EXTRA_SLOTS],
-            kernel: Vec::new(),
-            logging: false,
-            version: 0,
-        }
+        Self { memory, reserved, extra: [None; EXTRA_SLOTS], kernel: Vec::new(), logging: false }
     }
 
     /// The extra slots, a later one over an earlier one.
     pub(super) fn extra(&self) -> impl Iterator<Item = &MemorySlot> {
         self.extra.iter().flatten()
-    }
-
-    /// Differs whenever [`Slots::extra`] does.
-    pub(super) fn version(&self) -> u64 {
-        self.version
     }
 
     fn wanted(&self) -> Vec<Piece> {
@@ -158,11 +144,9 @@ impl Slots {
             check(index, slot)?;
         }
         let before = std::mem::replace(&mut self.extra[at], slot);
-        self.version += 1;
         let result = self.apply(vm, gate);
         if result.is_err() {
             self.extra[at] = before;
-            self.version += 1;
             if let Err(error) = self.apply(vm, gate) {
                 tracing::error!(%error, "the guest's memory could not be put back");
             }

@@ -246,7 +246,7 @@ impl KvmVcpu {
         }
         let (vm, index) = (&self.vm, self.index);
         let cpu = self.software.get_or_insert_with(|| finish::software_cpu(vm, index));
-        let finished = finish::finish_instruction(&mut after, vm, cpu);
+        let finished = finish::finish_instruction(&mut after, cpu);
         tracing::trace!("vCPU {index} finished in software {}", exits::place(&before));
         if finished == Finished::Shutdown {
             return Ok(Next::Return(Exit::Shutdown));

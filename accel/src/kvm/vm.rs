@@ -246,8 +246,11 @@ impl Vm for KvmVm {
 
     unsafe fn set_memory(&self, slot: u32, memory: Option<MemorySlot>) -> Result<()> {
         let shared = &self.shared;
+        let mut slots = lock(&shared.slots);
         // SAFETY: the caller's promise is passed on.
-        unsafe { lock(&shared.slots).set(&shared.fd, &shared.gate, slot, memory) }
+        let result = unsafe { slots.set(&shared.fd, &shared.gate, slot, memory) };
+        finish::show_slots(shared, &slots);
+        result
     }
 
     fn set_dirty_log(&self, on: bool) -> Result<()> {
