@@ -58,16 +58,16 @@ pub struct TlbSet {
     pub large: [bool; ENTRIES],
     /// Which stretches of 4 MiB (hashed) may have such entries.
     large_filter: [u64; FILTER_WORDS],
-    /// There may be pieces of pages of 1 GiB.
-    giant: bool,
+    /// Which stretches of 1 GiB (hashed) may have pieces of pages of 1 GiB.
+    giant_filter: [u64; FILTER_WORDS],
 }
 
-/// Words of [`TlbSet::large_filter`].
+/// Words of [`TlbSet::large_filter`] and [`TlbSet::giant_filter`].
 const FILTER_WORDS: usize = 64;
 
-/// The word and the bit that stand for the 4 MiB around `address`.
-fn filter_bit(address: u64) -> (usize, u64) {
-    let stretch = address >> 22;
+/// The word and the bit that stand for the 2^`shift` bytes around `address`.
+fn filter_bit(address: u64, shift: u32) -> (usize, u64) {
+    let stretch = address >> shift;
     ((stretch >> 6) as usize & (FILTER_WORDS - 1), 1 << (stretch & 63))
 }
 
@@ -84,16 +84,19 @@ impl TlbSet {
             self.forget(i);
         }
         self.large_filter = [0; FILTER_WORDS];
-        self.giant = false;
+        self.giant_filter = [0; FILTER_WORDS];
     }
 
     /// Notes whether entry `i`, of `address`, is a piece of a page of 2^`shift` bytes.
     pub fn set_page_size(&mut self, i: usize, address: u64, shift: u32) {
         self.large[i] = shift > 12;
         if self.large[i] {
-            let (word, bit) = filter_bit(address);
+            let (word, bit) = filter_bit(address, 22);
             self.large_filter[word] |= bit;
-            self.giant |= shift > 22;
+        }
+        if shift > 22 {
+            let (word, bit) = filter_bit(address, 30);
+            self.giant_filter[word] |= bit;
         }
     }
 
@@ -112,8 +115,9 @@ impl TlbSet {
         if self.read[i] == page || self.write[i] == page || self.exec[i] == page {
             self.forget(i);
         }
-        let (word, bit) = filter_bit(address);
-        if self.giant || self.large_filter[word] & bit != 0 {
+        let (large, large_bit) = filter_bit(address, 22);
+        let (giant, giant_bit) = filter_bit(address, 30);
+        if self.large_filter[large] & large_bit != 0 || self.giant_filter[giant] & giant_bit != 0 {
             self.clear_large(address);
         }
     }

@@ -33,7 +33,7 @@ pub fn bit_test(cpu: &mut Cpu, insn: &Instruction) -> Exec {
             false => 0,
         };
         let at = operand::offset_plus(cpu, insn, elements.wrapping_mul(z as i64) as u64);
-        let segment = operand::segment_index(insn.memory_segment());
+        let segment = operand::segment(cpu, insn);
         let lin = cpu.linear(segment, at, z as u64, kind != Mnemonic::Bt)?;
         match kind {
             Mnemonic::Bt => operand::load(cpu, lin, z)?,

@@ -297,7 +297,7 @@ pub fn clts(cpu: &mut Cpu) -> Exec {
 /// INVLPG: never faults for its operand; one that is not canonical does nothing.
 pub fn invlpg(cpu: &mut Cpu, insn: &Instruction) -> Exec {
     cpu.require_ring0()?;
-    let segment = operand::segment_index(insn.memory_segment());
+    let segment = operand::segment(cpu, insn);
     let offset = operand::offset(cpu, insn);
     let base = match cpu.mode.bits {
         64 if segment < s::FS => 0,

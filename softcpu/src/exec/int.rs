@@ -350,11 +350,10 @@ pub fn crc32(cpu: &mut Cpu, insn: &Instruction) -> Exec {
 pub fn bound(cpu: &mut Cpu, insn: &Instruction) -> Exec {
     let z = insn.op0_register().size();
     let index = sign_extend(gpr(cpu, insn.op0_register()), z) as i64;
-    let at = operand::offset(cpu, insn);
-    let segment = operand::segment_index(insn.memory_segment());
+    let segment = operand::segment(cpu, insn);
     let mut bounds = [0i64; 2];
     for (i, bound) in bounds.iter_mut().enumerate() {
-        let at = at + (i * z) as u64;
+        let at = operand::offset_plus(cpu, insn, (i * z) as u64);
         let lin = cpu.linear(segment, at, z as u64, false)?;
         *bound = sign_extend(operand::load(cpu, lin, z)?, z) as i64;
     }

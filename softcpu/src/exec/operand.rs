@@ -170,8 +170,20 @@ pub fn offset(cpu: &Cpu, insn: &Instruction) -> u64 {
 /// The linear address of the memory operand of `size` bytes, checked against its segment (or for being canonical).
 #[inline]
 pub fn address(cpu: &Cpu, insn: &Instruction, size: usize, write: bool) -> Exec<u64> {
-    let segment = segment_index(insn.memory_segment());
-    cpu.linear(segment, offset(cpu, insn), size as u64, write)
+    cpu.linear(segment(cpu, insn), offset(cpu, insn), size as u64, write)
+}
+
+/// The index in [`Cpu::segs`] of the memory operand's segment. 64-bit mode ignores the prefixes of ES, CS, SS and DS, so that a non-canonical
+/// address is #SS or #GP by the base register alone.
+#[inline]
+pub fn segment(cpu: &Cpu, insn: &Instruction) -> usize {
+    if cpu.mode.bits != 64 || !insn.has_segment_prefix() || insn.segment_prefix() >= Register::FS {
+        return segment_index(insn.memory_segment());
+    }
+    match insn.memory_base().full_register() {
+        Register::RSP | Register::RBP => seg::SS,
+        _ => seg::DS,
+    }
 }
 
 /// Loads `size` bytes at linear address `lin`.

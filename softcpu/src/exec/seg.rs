@@ -304,12 +304,12 @@ pub fn mov_from_segment(cpu: &mut Cpu, insn: &Instruction) -> Exec {
 
 /// A far pointer in memory: offset of `size` bytes, then the selector.
 pub fn far_pointer(cpu: &mut Cpu, insn: &Instruction, size: usize) -> Exec<(u16, u64)> {
-    let segment = operand::segment_index(insn.memory_segment());
-    let at = operand::offset(cpu, insn);
-    let lin = cpu.linear(segment, at, size as u64 + 2, false)?;
+    let segment = operand::segment(cpu, insn);
+    let lin = cpu.linear(segment, operand::offset(cpu, insn), size as u64, false)?;
     let offset = operand::load(cpu, lin, size)?;
-    let selector = cpu.load::<u16>(lin.wrapping_add(size as u64))?;
-    Ok((selector, offset))
+    let at = operand::offset_plus(cpu, insn, size as u64);
+    let lin = cpu.linear(segment, at, 2, false)?;
+    Ok((cpu.load::<u16>(lin)?, offset))
 }
 
 /// LDS, LES, LFS, LGS, LSS.

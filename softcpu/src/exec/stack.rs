@@ -131,31 +131,29 @@ fn frame_size(insn: &Instruction) -> usize {
 
 /// ENTER, with up to 31 levels of nesting.
 pub fn enter(cpu: &mut Cpu, insn: &Instruction) -> Exec {
+    let rsp = cpu.regs[r::RSP];
+    make_frame(cpu, insn).inspect_err(|_| cpu.regs[r::RSP] = rsp)
+}
+
+/// One push at a time: the old frame, which is read meanwhile, may lie where the new one comes to lie.
+fn make_frame(cpu: &mut Cpu, insn: &Instruction) -> Exec {
     let z = frame_size(insn);
     let level = usize::from(insn.immediate8_2nd() & 31);
-    let mut values = [0; 33];
-    values[0] = cpu.regs[r::RBP];
     let frame = cpu.sp().wrapping_sub(z as u64) & cpu.mode.stack_mask;
-    for (i, value) in values.iter_mut().enumerate().take(level).skip(1) {
+    cpu.push(z, cpu.regs[r::RBP])?;
+    for i in 1..level {
         let at = cpu.regs[r::RBP].wrapping_sub((i * z) as u64) & cpu.mode.stack_mask;
         let lin = cpu.linear(s::SS, at, z as u64, false)?;
-        *value = operand::load(cpu, lin, z)?;
+        let value = operand::load(cpu, lin, z)?;
+        cpu.push(z, value)?;
     }
-    let mut count = 1;
     if level > 0 {
-        values[level] = frame;
-        count = level + 1;
+        cpu.push(z, frame)?;
     }
-    let rsp = cpu.regs[r::RSP];
-    cpu.push_all(z, &values[..count])?;
     let sp = cpu.sp().wrapping_sub(insn.immediate16().into()) & cpu.mode.stack_mask;
     // The new top of the stack must be writable, so that what comes next does not fault.
-    let writable =
-        cpu.linear(s::SS, sp, z as u64, true).and_then(|lin| cpu.translate(lin, cpu.access(true)));
-    if let Err(fault) = writable {
-        cpu.regs[r::RSP] = rsp;
-        return Err(fault);
-    }
+    let lin = cpu.linear(s::SS, sp, z as u64, true)?;
+    cpu.translate(lin, cpu.access(true))?;
     cpu.set_sp(sp);
     set_reg(cpu, r::RBP, z, frame);
     Ok(())

@@ -47,7 +47,11 @@ pub fn emulate_one(cpu: &mut Cpu) -> Result<(), EmulateError> {
 /// As [`emulate_one`], but gives the fault instead of raising it. RIP is then the instruction's.
 pub fn fetch_and_execute(cpu: &mut Cpu) -> Exec {
     let insn = fetch_and_decode(cpu)?;
-    cpu.next_rip = insn.next_ip();
+    // EIP wraps; IP does not: behind FFFFh is the end of the segment.
+    cpu.next_rip = match cpu.mode.bits {
+        64 => insn.next_ip(),
+        _ => insn.next_ip() & 0xffff_ffff,
+    };
     // RF holds for one instruction. A fault pushes it set again.
     cpu.sys_flags &= !flags::RF;
     execute(cpu, &insn)?;
