@@ -36,6 +36,21 @@ fn ip(arguments: &str) {
     assert!(status.expect("this test needs ip (Debian: iproute2)").success(), "ip {arguments}");
 }
 
+/// Waits until the kernel sends through the tap `t0`: it begins a moment after the tap was opened, and drops
+/// what it would have sent before.
+fn wait_until_up() {
+    let end = Instant::now() + Duration::from_secs(20);
+    while Instant::now() < end {
+        let shown = Command::new("ip").args(["link", "show", "t0"]).output();
+        let shown = shown.expect("this test needs ip (Debian: iproute2)").stdout;
+        if String::from_utf8_lossy(&shown).contains("state UP") {
+            return;
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+    panic!("the tap does not come up");
+}
+
 /// The next frame without its header.
 fn receive(backend: &mut dyn Backend) -> Option<Vec<u8>> {
     let mut memory = vec![0xee; 70_000];
@@ -145,6 +160,7 @@ fn a_tap_carries_frames_both_ways() {
         ip("addr add 192.168.77.1/24 dev t0");
         ip("link set t0 up");
         let mut tap = Tap::open("t0", 1).unwrap().remove(0);
+        wait_until_up();
         assert!(tap.offloads().contains(Offloads::CHECKSUM | Offloads::TSO4 | Offloads::TSO6));
         let (guest, host) = ([192, 168, 77, 2], [192, 168, 77, 1]);
         send(&mut tap, [0; HEADER_LEN], &arp(guest, host));
@@ -200,6 +216,41 @@ fn a_tap_carries_frames_both_ways() {
 }
 
 #[test]
+fn a_tap_gives_its_frames_to_active_queues_only() {
+    in_namespace(|| {
+        ip("tuntap add dev t0 mode tap multi_queue");
+        ip("addr add 192.168.77.1/24 dev t0");
+        ip("link set t0 up");
+        ip("neigh add 192.168.77.2 lladdr 02:00:00:00:00:01 dev t0");
+        let mut taps = Tap::open("t0", 3).unwrap();
+        wait_until_up();
+        for tap in &mut taps[1..] {
+            tap.set_active(false).unwrap();
+            tap.set_active(false).unwrap();
+            tap.set_offloads(Offloads::CHECKSUM).unwrap();
+        }
+        // Many flows, which the kernel would spread over all queues.
+        let ask = || {
+            let socket = UdpSocket::bind("192.168.77.1:0").unwrap();
+            for port in 5000..5040 {
+                socket.send_to(b"x", ("192.168.77.2", port)).unwrap();
+            }
+        };
+        let is_asked = |frame: &[u8], port| udp_data(frame, port).map(|_| ());
+        ask();
+        for port in 5000..5040 {
+            expect(&mut taps[0], "datagram", |frame| is_asked(frame, port));
+        }
+        taps[0].set_active(false).unwrap();
+        taps[2].set_active(true).unwrap();
+        ask();
+        for port in 5000..5040 {
+            expect(&mut taps[2], "datagram", |frame| is_asked(frame, port));
+        }
+    });
+}
+
+#[test]
 fn a_frame_longer_than_the_buffers_is_reported_and_lost() {
     in_namespace(|| {
         ip("tuntap add dev t0 mode tap");
@@ -207,6 +258,7 @@ fn a_frame_longer_than_the_buffers_is_reported_and_lost() {
         ip("link set t0 up");
         ip("neigh add 192.168.77.2 lladdr 02:00:00:00:00:01 dev t0");
         let mut tap = Tap::open("t0", 1).unwrap().remove(0);
+        wait_until_up();
         let socket = UdpSocket::bind("192.168.77.1:7000").unwrap();
         socket.send_to(&[1; 1000], "192.168.77.2:5000").unwrap();
         socket.send_to(&[2; 10], "192.168.77.2:5000").unwrap();
