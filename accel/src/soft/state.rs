@@ -45,7 +45,8 @@ const DB: u8 = 1;
 const ELSEWHERE: [u32; 4] =
     [msr::index::APIC_BASE, msr::index::EFER, msr::index::FS_BASE, msr::index::GS_BASE];
 /// Facts that another backend saves and that cannot be set.
-const FACTS: [u32; 5] = [
+const FACTS: [u32; 6] = [
+    msr::index::PLATFORM_ID,
     msr::index::ARCH_CAPABILITIES,
     msr::index::MTRR_CAP,
     msr::index::MCG_CAP,
@@ -310,7 +311,8 @@ fn xsave_to(area: &[u8]) -> Result<FxState> {
     let double = |at: usize| u32::from(word(at)) | u32::from(word(at + 2)) << 16;
     let quad = |at: usize| u64::from(double(at)) | u64::from(double(at + 4)) << 32;
     let present = quad(XSTATE_BV);
-    if present & !(X87 | SSE) != 0 {
+    let more = area[XSTATE_BV + 8..].iter().any(|byte| *byte != 0);
+    if present & !(X87 | SSE) != 0 || more {
         return invalid(format!(
             "the saved vCPU holds vector registers that the software CPU does not have \
              (XSTATE_BV {present:#x}). Restore it with KVM"

@@ -1,5 +1,6 @@
 //! A virtual machine of the software CPU.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use lodge_memory::page_table;
@@ -26,6 +27,8 @@ pub struct SoftVm {
     shared: Arc<Shared>,
     bus: Arc<IoEventBus>,
     slots: Mutex<Slots>,
+    /// Written pages are asked for.
+    logging: AtomicBool,
     irqfds: Mutex<Option<IrqFds>>,
     created: Mutex<Vec<u32>>,
     /// The TSC offset that vCPUs restored together have in common.
@@ -49,6 +52,7 @@ impl SoftVm {
             shared: Shared::new(setup.memory, bus.clone(), setup.vcpus),
             bus,
             slots: Mutex::default(),
+            logging: AtomicBool::new(false),
             irqfds: Mutex::default(),
             created: Mutex::default(),
             tsc: Arc::default(),
@@ -129,7 +133,7 @@ impl Vm for SoftVm {
 
     /// Pages are always marked; this begins a new record.
     fn set_dirty_log(&self, on: bool) -> Result<()> {
-        if on {
+        if !self.logging.swap(on, Ordering::SeqCst) && on {
             self.take_dirty()?;
         }
         Ok(())
@@ -137,6 +141,10 @@ impl Vm for SoftVm {
 
     fn take_dirty(&self) -> Result<Vec<Vec<u64>>> {
         let memory = &self.shared.memory;
+        if !self.logging.load(Ordering::SeqCst) {
+            let words = |pages: usize| vec![0; pages.div_ceil(64)];
+            return Ok(memory.iter().map(|region| words(page_table(region).len())).collect());
+        }
         let dirty = memory.iter().map(|region| page_table(region).take_dirty()).collect();
         // What vCPUs still write unseen until this returns is in pages that are in `dirty`, which the
         // caller reads afterwards.

@@ -1,5 +1,5 @@
-//! Small guests for the tests of the KVM backend: a machine with a bus that notes everything, and
-//! ways to start a vCPU in each mode.
+//! Small guests for the tests of the backends: a machine with a bus that notes everything, and ways to
+//! start a vCPU in each mode. The test binary `soft` runs them on the software CPU, the others on KVM.
 //!
 //! ```text
 //!   0x0000  real-mode vectors                   0x5000  GDT
@@ -16,7 +16,8 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use iced_x86::code_asm::CodeAssembler;
-use lodge_accel::kvm::{Kvm, KvmVm, Options};
+use lodge_accel::kvm::{Kvm, Options};
+use lodge_accel::soft::SoftVm;
 use lodge_accel::state::{Activity, Segment, TableRegister, VcpuState};
 use lodge_accel::{Exit, Kick, Vcpu, VcpuSetup, Vm, VmSetup};
 use lodge_memory::{Bus, GuestMemory, RamLayout, allocate};
@@ -36,9 +37,12 @@ pub const RAM: u64 = 16 << 20;
 /// A gap after RAM that only the bus answers.
 pub const MMIO: u64 = 0xd000_0000;
 
+/// Whether this test binary is for the software CPU.
+pub const SOFT: bool = matches!(env!("CARGO_CRATE_NAME").as_bytes(), b"soft");
+
 /// Says why a test does nothing, where there is no KVM to test with.
 pub fn kvm_is_here(test: &str) -> bool {
-    if Path::new("/dev/kvm").exists() {
+    if SOFT || Path::new("/dev/kvm").exists() {
         return true;
     }
     eprintln!("SKIPPED: {test}: there is no /dev/kvm on this host");
@@ -111,7 +115,7 @@ impl Bus for TestBus {
 }
 
 pub struct Machine {
-    pub vm: Arc<KvmVm>,
+    pub vm: Arc<dyn Vm>,
     pub memory: Arc<GuestMemory>,
     pub bus: Arc<TestBus>,
 }
@@ -121,7 +125,11 @@ impl Machine {
         let memory = allocate(&RamLayout::new(RAM).unwrap()).unwrap();
         let bus = Arc::new(TestBus::default());
         let setup = VmSetup { memory: memory.clone(), bus: bus.clone(), vcpus };
-        let vm = Kvm::open().unwrap().new_vm(setup, Options::default()).unwrap();
+        let vm: Arc<dyn Vm> = if SOFT {
+            SoftVm::new(setup).unwrap()
+        } else {
+            Kvm::open().unwrap().new_vm(setup, Options::default()).unwrap()
+        };
         let machine = Self { vm, memory, bus };
         machine.write(GDT + 8, 0x00cf_9b00_0000_ffffu64); // code
         machine.write(GDT + 0x10, 0x00cf_9300_0000_ffffu64); // data

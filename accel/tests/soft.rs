@@ -1,0 +1,8 @@
+//! The backends' common behaviour, on the software CPU: the same guests as for KVM.
+
+#[path = "kvm_exits.rs"]
+mod exits;
+#[path = "kvm_interrupts.rs"]
+mod interrupts;
+#[path = "kvm_state.rs"]
+mod state;
