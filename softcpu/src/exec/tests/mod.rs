@@ -3,6 +3,7 @@
 
 mod integer;
 mod long;
+mod memory;
 mod protected;
 mod real;
 mod strings;
