@@ -17,6 +17,8 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use crate::{Error, Result};
 
@@ -25,23 +27,28 @@ const READER_BYTES: [i64; 4] = [0, 100, 201, 203];
 /// The bytes that QEMU's writers (101) and resizers (103) hold.
 const FOREIGN_WRITER_BYTES: [i64; 2] = [101, 103];
 
+/// How long a lock is waited for that no process holds. When a process is killed, the kernel lets go of the files in its
+/// io_uring a little later than the process is gone.
+const PATIENCE: Duration = Duration::from_secs(2);
+
 /// Takes the lock for reading or for writing.
 ///
 /// # Errors
 /// [`Error::Locked`], naming the holder if it can be found. On file systems that know no such
 /// locks there is a warning in the log, and no protection.
 pub(crate) fn acquire(file: &File, path: &Path, read_only: bool) -> Result<()> {
-    let taken = if read_only {
-        READER_BYTES
-            .iter()
-            .try_for_each(|&byte| lock(file, libc::F_OFD_SETLK, libc::F_RDLCK, byte, 1).map(drop))
-            .and_then(|()| foreign_writers(file))
-    } else {
-        lock(file, libc::F_OFD_SETLK, libc::F_WRLCK, 0, 0).map(drop)
+    let end = Instant::now() + PATIENCE;
+    let taken = loop {
+        let taken = try_acquire(file, read_only);
+        let busy = matches!(&taken, Err(e) if is_busy(e));
+        if !busy || Instant::now() > end || find_holder(file).is_some() {
+            break taken;
+        }
+        thread::sleep(Duration::from_millis(10));
     };
     match taken {
         Ok(()) => Ok(()),
-        Err(e) if matches!(e.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) => {
+        Err(e) if is_busy(&e) => {
             Err(Error::Locked { path: path.to_owned(), pid: find_holder(file), read_only })
         }
         Err(e)
@@ -56,6 +63,20 @@ pub(crate) fn acquire(file: &File, path: &Path, read_only: bool) -> Result<()> {
         }
         Err(source) => Err(Error::Io { action: "lock", path: path.to_owned(), source }),
     }
+}
+
+fn try_acquire(file: &File, read_only: bool) -> io::Result<()> {
+    if !read_only {
+        return lock(file, libc::F_OFD_SETLK, libc::F_WRLCK, 0, 0).map(drop);
+    }
+    READER_BYTES
+        .iter()
+        .try_for_each(|&byte| lock(file, libc::F_OFD_SETLK, libc::F_RDLCK, byte, 1).map(drop))
+        .and_then(|()| foreign_writers(file))
+}
+
+fn is_busy(e: &io::Error) -> bool {
+    matches!(e.raw_os_error(), Some(libc::EAGAIN | libc::EACCES))
 }
 
 /// Fails with `EAGAIN` when a process that locks as QEMU does has the image open for writing.

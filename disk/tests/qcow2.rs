@@ -90,7 +90,7 @@ fn random_parallel_requests_leave_what_a_model_says_and_a_clean_image() {
         for engine in ENGINES {
             let disk = open(&OpenOptions { engine, ..options(&path) }).unwrap();
             assert_eq!(disk.size(), size);
-            stress_with(&*disk, 1500, i as u64 * 2 + engine as u64, &mut model);
+            stress_with(&*disk, 1000, i as u64 * 2 + engine as u64, &mut model);
             drop(disk);
             check(&path, false);
             model.check(0, &content(&path));
@@ -446,7 +446,7 @@ fn damaged_images_end_in_errors() {
         let block = be64(refs) as usize;
         let values =
             [0, 1, 0x200, 0x1000, 1 << 62, u64::MAX, 1 << 63, refs as u64, l2 as u64 | 1 << 63];
-        for round in 0..400 {
+        for round in 0..150 {
             let mut bytes = whole.clone();
             for _ in 0..rng.random_range(1..4) {
                 let (start, len) = [(0, 112), (l1, 64), (l2, 512), (refs, 64), (block, 512)]
@@ -466,7 +466,7 @@ fn damaged_images_end_in_errors() {
                 continue;
             }
             let mut guest = Guest::new(&*disk);
-            for step in 0..30 {
+            for step in 0..20 {
                 let offset = rng.random_range(0..disk.size());
                 let len = rng.random_range(1..=(disk.size() - offset).min(200_000));
                 // Whether they fail is up to the damage.
@@ -569,6 +569,8 @@ fn a_killed_writer_leaves_no_corruption_and_all_that_was_flushed() {
         child.kill().unwrap();
         child.wait().unwrap();
         let lines = reader.join().unwrap();
+        // A machine that is started again at once must get its disk.
+        drop(open(&OpenOptions { read_only: true, ..options(&path) }).unwrap());
         check(&path, true);
         // The last stamp of each slot that was flushed; the one after may have been on its way.
         let bytes = content(&path);

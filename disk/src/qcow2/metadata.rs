@@ -118,6 +118,8 @@ pub(super) struct Metadata {
     freed: Vec<u64>,
     /// The same, in the file too; their former users are those of the generation and of all before.
     quarantine: VecDeque<(Weak<u64>, Vec<u64>)>,
+    /// The last write-back failed: a flush tries again, not every request.
+    stuck: bool,
 }
 
 impl Metadata {
@@ -140,6 +142,7 @@ impl Metadata {
             next_id: 0,
             freed: Vec::new(),
             quarantine: VecDeque::new(),
+            stuck: false,
         }
     }
 
@@ -158,6 +161,10 @@ impl Metadata {
             return Ok(Outcome::Done(Vec::new()));
         }
         self.reclaim();
+        if self.stuck && self.dirty.len() > self.most_tables() {
+            // There is no room for more changes in memory, so who wants one hears why.
+            self.commit()?;
+        }
         let mut pieces = Vec::new();
         let made = self.prepare_pieces(offset, len, &mut pieces);
         if let Err(e) = made {
@@ -331,6 +338,7 @@ impl Metadata {
     /// Makes everything durable that was done, data and metadata, in the order that the module's head tells. After an
     /// error it can be tried again.
     pub(super) fn commit(&mut self) -> io::Result<()> {
+        self.stuck = true;
         self.refcounts.commit(&self.file)?;
         if !self.dirty.is_empty() || !self.dirty_l1.is_empty() {
             self.write_tables()?;
@@ -339,6 +347,7 @@ impl Metadata {
             let freed = std::mem::take(&mut self.freed);
             self.quarantine.push_back((self.generations.turn(), freed));
         }
+        self.stuck = false;
         self.reclaim();
         Ok(())
     }
@@ -407,14 +416,17 @@ impl Metadata {
     /// Keeps memory bounded; called between requests.
     pub(super) fn tidy(&mut self) -> io::Result<()> {
         self.reclaim();
-        let bits = self.map().geometry.cluster_bits;
-        let most = (TABLE_CACHE >> bits).max(4);
-        if self.dirty.len() > most / 2 || self.freed.len() > MAX_FREED {
+        let most = self.most_tables();
+        if !self.stuck && (self.dirty.len() > most / 2 || self.freed.len() > MAX_FREED) {
             self.commit()?;
         }
         self.refcounts.trim();
         self.map().trim(most, |i| self.dirty.contains_key(&i));
         Ok(())
+    }
+
+    fn most_tables(&self) -> usize {
+        (TABLE_CACHE >> self.map().geometry.cluster_bits).max(4)
     }
 
     fn map(&self) -> &Map {

@@ -140,6 +140,7 @@ impl Refcounts {
                 None => {
                     at = block_end;
                     self.hint = at;
+                    self.trim();
                 }
             }
         }
