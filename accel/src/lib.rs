@@ -12,11 +12,14 @@
 //! PIC pair, the PIT), in the kernel or in the software CPU. A vCPU that halts waits inside
 //! [`Vcpu::run`]; that returns only when something outside must act.
 
+mod choose;
 mod error;
 pub mod kvm;
+pub mod soft;
 pub mod state;
 mod vm;
 
+pub use choose::{Kind, open};
 pub use error::{Error, Result};
 pub use vm::{
     Capabilities, Exit, IoEvent, Kick, MemorySlot, Msi, Trigger, Vcpu, VcpuSetup, Vm, VmSetup,

@@ -80,6 +80,8 @@ pub struct Capabilities {
     pub ioeventfd: bool,
     /// The most vCPUs a VM can have.
     pub max_vcpus: u32,
+    /// Width of guest-physical addresses, as the guest's CPUID tells it.
+    pub physical_bits: u8,
 }
 
 /// A virtual machine's CPUs, interrupt controllers and view of memory.

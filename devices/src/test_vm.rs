@@ -46,7 +46,7 @@ fn unsupported<T>() -> Result<T> {
 
 impl Vm for TestVm {
     fn capabilities(&self) -> Capabilities {
-        Capabilities { name: "test", ioeventfd: self.ioeventfd, max_vcpus: 0 }
+        Capabilities { name: "test", ioeventfd: self.ioeventfd, max_vcpus: 0, physical_bits: 40 }
     }
     fn create_vcpu(&self, _index: u32, _setup: VcpuSetup) -> Result<Box<dyn Vcpu>> {
         unsupported()

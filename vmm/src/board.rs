@@ -27,8 +27,6 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// The parts that every machine has.
 pub struct Board {
-    /// Ports and addresses.
-    pub bus: Arc<SystemBus>,
     /// PCI.
     pub pci: Arc<Root>,
     /// COM1, where the console is.
@@ -46,14 +44,14 @@ impl Board {
     pub fn new(
         spec: &MachineSpec,
         layout: &RamLayout,
-        bus: Arc<SystemBus>,
+        bus: &Arc<SystemBus>,
         vm: Arc<dyn Vm>,
         physical_bits: u8,
         control: &Sender<Message>,
     ) -> Result<Self, Error> {
         let lines = Lines::new(vm);
         let ram_end = layout.regions.iter().map(|(gpa, bytes)| gpa + bytes).max().unwrap_or(0);
-        let pci = Root::new(&bus, lines.clone(), Windows::new(ram_end, physical_bits))?;
+        let pci = Root::new(bus, lines.clone(), Windows::new(ram_end, physical_bits))?;
         let sink = Arc::new(control.clone());
         pci.set_reset_control(Arc::new(ResetControl::new(sink.clone())));
 
@@ -83,7 +81,7 @@ impl Board {
         if spec.debug_exit {
             pio.insert(DEBUG_EXIT_PORT.into(), 4, Arc::new(DebugExit::new(sink)))?;
         }
-        Ok(Self { bus, pci, com1, com2, rtc, power })
+        Ok(Self { pci, com1, com2, rtc, power })
     }
 
     /// The serial ports, in the order of the guest's names for them.

@@ -1,8 +1,10 @@
 //! The machine: everything that exists while it does, and what the control thread can do to it.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
+use lodge_accel::kvm::{RESERVED_BYTES, RESERVED_GPA};
 use lodge_accel::state::{ChipState, VcpuState};
 use lodge_accel::{VcpuSetup, Vm, VmSetup};
 use lodge_devices::acpi::{AcpiSetup, AcpiTables};
@@ -20,6 +22,9 @@ use crate::control::Message;
 use crate::error::Error;
 use crate::peripherals::{self, Resources};
 use crate::vcpu::VcpuThread;
+
+/// What KVM keeps for itself; the guest is told so whatever runs it, so that it can move.
+const KVM_RESERVED: Range<u64> = RESERVED_GPA..RESERVED_GPA + RESERVED_BYTES;
 
 /// A machine. Nothing runs until [`Machine::resume`].
 pub struct Machine {
@@ -55,7 +60,7 @@ impl Machine {
         let setup = VmSetup { memory: memory.clone(), bus: bus.clone(), vcpus: spec.cpus };
         let (vm, chosen) = lodge_accel::open(accelerator(spec.accel), setup)?;
         let physical_bits = vm.capabilities().physical_bits;
-        let board = Board::new(&spec, &layout, bus, vm.clone(), physical_bits, control)?;
+        let board = Board::new(&spec, &layout, &bus, vm.clone(), physical_bits, control)?;
         let virtio = peripherals::plug_in(&spec, resources, &board.pci, &memory, &vm)?;
         let acpi = AcpiTables::new(&AcpiSetup {
             vcpus: spec.cpus,
@@ -122,7 +127,7 @@ impl Machine {
         };
         let platform = Platform {
             ram: &self.layout,
-            reserved: &[ECAM_BASE..ECAM_BASE + ECAM_SIZE],
+            reserved: &[ECAM_BASE..ECAM_BASE + ECAM_SIZE, KVM_RESERVED],
             acpi: &self.acpi,
             smbios: &self.smbios,
         };

@@ -119,9 +119,21 @@ impl Kvm {
             shared,
             routes: Mutex::new(Routes::new(routes)),
             created: Mutex::default(),
-            capabilities: Capabilities { name: "kvm", ioeventfd: self.ioeventfd(), max_vcpus },
+            capabilities: Capabilities {
+                name: "kvm",
+                ioeventfd: self.ioeventfd(),
+                max_vcpus,
+                physical_bits: physical_bits(CpuId::as_slice(&supported)),
+            },
         }))
     }
+}
+
+/// The width of guest-physical addresses: leaf 8000_0008H, which guests are given as the host's KVM has it.
+fn physical_bits(supported: &[kvm_cpuid_entry2]) -> u8 {
+    let leaf = supported.iter().find(|entry| entry.function == 0x8000_0008);
+    // Without the leaf it is 36 bits (SDM volume 3, 4.1.4).
+    leaf.map_or(36, |entry| entry.eax as u8)
 }
 
 /// Switches on what is better on, where the kernel has it.
