@@ -140,13 +140,14 @@ fn tscs_restored_together_are_one() {
 #[test]
 fn what_the_software_cpu_lacks_is_refused() {
     let base = full();
-    let mut bad = Vec::new();
-    bad.push(VcpuState { xcr0: 7, ..base.clone() });
-    bad.push(VcpuState { cr4: base.cr4 | 1 << 12, ..base.clone() });
-    bad.push(VcpuState { efer: base.efer | 1 << 12, ..base.clone() });
-    bad.push(VcpuState { apic_base: 0x400, ..base.clone() });
-    bad.push(VcpuState { lapic: vec![0; 4096], ..base.clone() });
-    bad.push(VcpuState { xsave: vec![0; 512], ..base.clone() });
+    let mut bad = vec![
+        VcpuState { xcr0: 7, ..base.clone() },
+        VcpuState { cr4: base.cr4 | 1 << 12, ..base.clone() },
+        VcpuState { efer: base.efer | 1 << 12, ..base.clone() },
+        VcpuState { apic_base: 0x400, ..base.clone() },
+        VcpuState { lapic: vec![0; 4096], ..base.clone() },
+        VcpuState { xsave: vec![0; 512], ..base.clone() },
+    ];
     let mut avx = base.clone();
     avx.xsave[XSTATE_BV] = 7;
     bad.push(avx);
