@@ -8,7 +8,7 @@
 //!       real: IVT     legacy: IDT, TSS stacks, task gates     long: IDT, IST
 //! ```
 //!
-//! Delivery either happens in full or changes nothing and is a fault itself: of an exception, then [`combine`] says
+//! Delivery either happens in full or changes nothing and is a fault itself: of an exception, then `combine` says
 //! what comes of the two (the second, #DF, or shutdown); of an instruction, the instruction's fault.
 
 mod long;
@@ -222,4 +222,3 @@ fn combine(first: Fault, second: Fault) -> Option<Fault> {
     }
     Some(second)
 }
-

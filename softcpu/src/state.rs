@@ -505,7 +505,7 @@ impl Cpu {
     /// Forgets all translations but the global ones (a CR3 load).
     pub fn flush_tlb_non_global(&mut self) {
         self.next_epoch();
-        for set in &mut self.tlbs {
+        for set in &mut self.tlbs[..tlb::NEVER] {
             set.clear_non_global();
         }
     }
@@ -513,7 +513,7 @@ impl Cpu {
     /// Forgets one linear page in every class (INVLPG).
     pub fn flush_tlb_page(&mut self, address: u64) {
         self.next_epoch();
-        for set in &mut self.tlbs {
+        for set in &mut self.tlbs[..tlb::NEVER] {
             set.clear_page(address);
         }
     }

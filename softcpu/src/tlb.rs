@@ -25,7 +25,7 @@ pub const ENTRIES: usize = 1024;
 /// another one. So no address whatever, canonical or not, hits an empty entry.
 #[inline(always)]
 pub const fn invalid(i: usize) -> u64 {
-    ((i ^ ENTRIES / 2) as u64) << 12
+    ((i ^ (ENTRIES / 2)) as u64) << 12
 }
 
 /// CPL 3.

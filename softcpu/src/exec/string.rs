@@ -8,7 +8,7 @@
 use iced_x86::{Code, Instruction, Mnemonic as M, OpKind};
 
 use super::int::flags_sub;
-use super::operand::{mask, reg, segment_index, set_reg};
+use super::operand::{self, mask, reg, set_reg};
 use crate::fault::Exec;
 use crate::flags;
 use crate::host;
@@ -47,7 +47,7 @@ impl Shape {
                 insn.op_kind(i),
                 OpKind::MemorySegSI | OpKind::MemorySegESI | OpKind::MemorySegRSI
             ) {
-                segment = segment_index(insn.memory_segment());
+                segment = operand::segment(cpu, insn);
             }
         }
         Self { size, address, segment, down: cpu.sys_flags & flags::DF != 0 }
