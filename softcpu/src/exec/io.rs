@@ -8,6 +8,9 @@ use super::task;
 use crate::fault::{Exec, Fault};
 use crate::state::{Cpu, cr, reg as r};
 
+/// Bytes that a repeated port instruction moves before interrupts get a chance: a sector, as devices' calls are slow.
+const BUDGET: u64 = 512;
+
 /// Executes a port instruction; none if it is not one.
 pub fn execute(cpu: &mut Cpu, insn: &Instruction) -> Option<Exec> {
     Some(match insn.mnemonic() {
@@ -84,7 +87,7 @@ fn output(cpu: &mut Cpu, insn: &Instruction) -> Exec {
 
 /// INS: the destination is checked before the port is read, so that a fault loses nothing.
 fn ins(cpu: &mut Cpu, insn: &Instruction, size: usize) -> Exec {
-    let shape = Shape::new(cpu, insn, size);
+    let shape = Shape { budget: BUDGET, ..Shape::new(cpu, insn, size) };
     let port = cpu.regs[r::RDX] as u16;
     repeat(cpu, insn, shape, |cpu, _| {
         check_port(cpu, port, size)?;
@@ -100,7 +103,7 @@ fn ins(cpu: &mut Cpu, insn: &Instruction, size: usize) -> Exec {
 }
 
 fn outs(cpu: &mut Cpu, insn: &Instruction, size: usize) -> Exec {
-    let shape = Shape::new(cpu, insn, size);
+    let shape = Shape { budget: BUDGET, ..Shape::new(cpu, insn, size) };
     let port = cpu.regs[r::RDX] as u16;
     repeat(cpu, insn, shape, |cpu, _| {
         check_port(cpu, port, size)?;

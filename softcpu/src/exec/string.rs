@@ -15,7 +15,7 @@ use crate::host;
 use crate::mem::Word;
 use crate::state::{Cpu, reg as r, seg as s};
 
-/// Bytes that a repeated instruction handles before interrupts get a chance.
+/// [`Shape::budget`] of instructions on memory.
 const BUDGET: u64 = 0x1_0000;
 
 /// How an instruction goes over memory.
@@ -29,6 +29,8 @@ pub struct Shape {
     pub segment: usize,
     /// DF.
     pub down: bool,
+    /// Bytes that a repeated instruction handles before interrupts get a chance.
+    pub budget: u64,
 }
 
 impl Shape {
@@ -50,7 +52,8 @@ impl Shape {
                 segment = operand::segment(cpu, insn);
             }
         }
-        Self { size, address, segment, down: cpu.sys_flags & flags::DF != 0 }
+        let down = cpu.sys_flags & flags::DF != 0;
+        Self { size, address, segment, down, budget: BUDGET }
     }
 
     /// The linear address of the element at RSI or RDI.
@@ -111,7 +114,7 @@ pub fn repeat(
     }
     // Single-stepping and data breakpoints trap after each element.
     let traced = cpu.sys_flags & flags::TF != 0 || cpu.dr[7] & 0xff != 0;
-    let mut budget = if traced { 1 } else { BUDGET / shape.size as u64 };
+    let mut budget = if traced { 1 } else { shape.budget / shape.size as u64 };
     loop {
         let count = reg(cpu, r::RCX, shape.address);
         if count == 0 {
