@@ -96,7 +96,7 @@ impl Cpu {
             (0xb, _) => self.topology(subleaf),
             (0xd, 0) => [XCR0 as u32, XSAVE_BYTES, XSAVE_BYTES, 0],
             // XSAVEOPT.
-            (0xd, 1) => [1, XSAVE_BYTES, 0, 0],
+            (0xd, 1) => [1, 0, 0, 0],
             (0x15, _) => {
                 let (over, by) = tsc_ratio();
                 [by, over, TIMER_HZ as u32, 0]

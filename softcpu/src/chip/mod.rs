@@ -117,9 +117,10 @@ impl Shared {
         lock(&self.chip.ioapic).set_line(pin as usize, level, &mut |m: Message| self.deliver(m));
     }
 
-    /// Delivers a message-signalled interrupt; says whether a LAPIC took it.
+    /// Delivers a message-signalled interrupt; says whether a LAPIC took it. What is written elsewhere than to
+    /// FEEx_xxxxH (an address that the guest has not set yet) is not for LAPICs.
     pub fn signal_msi(&self, address: u64, data: u32) -> bool {
-        self.deliver(Message::from_msi(address, data))
+        address as u32 >> 20 == 0xfee && self.deliver(Message::from_msi(address, data))
     }
 
     /// Publishes INTR.

@@ -120,6 +120,7 @@ fn lowest_priority_goes_to_the_idlest_and_takes_turns() {
     }
     assert!(hits.iter().all(|n| *n > 0), "{hits:?}");
     assert!(!shared.signal_msi(0xfee0_000c | 0x80 << 12, 0x0150), "nobody has that bit");
+    assert!(!shared.signal_msi(0, 0x50), "not the LAPICs' addresses");
 }
 
 #[test]
