@@ -265,6 +265,10 @@ impl Code {
             if insn.is_invalid() || bits != 64 && at.saturating_add(15) > limit {
                 break;
             }
+            // So is a branch that leaves the segment. (No branch: 0.)
+            if bits != 64 && insn.near_branch_target() > limit {
+                break;
+            }
             len = decoder.position();
             if lowering.add(&insn) || lowering.ops.len() > 120 {
                 break;

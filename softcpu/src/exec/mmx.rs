@@ -70,7 +70,7 @@ pub(super) fn masked_store(
     let byte = |words: [u64; 2], i: usize| (words[i / 8] >> (8 * (i % 8))) as u8;
     let chosen = |i: &usize| byte(mask, *i) & 0x80 != 0;
     let offset = super::operand::gpr(cpu, rdi(insn));
-    let segment = super::operand::segment_index(insn.memory_segment());
+    let segment = super::operand::segment(cpu, insn);
     let lin = cpu.linear(segment, offset, size as u64, true)?;
     let (first, last) = ((0..size).find(chosen), (0..size).rfind(chosen));
     let (Some(first), Some(last)) = (first, last) else { return Ok(()) };

@@ -102,7 +102,7 @@ pub(super) fn address(
 /// #GP(0) if the address is not a multiple of `align`, before anything else that is wrong with it.
 pub(super) fn aligned(cpu: &Cpu, insn: &Instruction, lin: Exec<u64>, align: u64) -> Exec<u64> {
     let at = lin.unwrap_or_else(|_| {
-        let segment = operand::segment_index(insn.memory_segment());
+        let segment = operand::segment(cpu, insn);
         cpu.segs[segment].base.wrapping_add(operand::offset(cpu, insn))
     });
     if at.is_multiple_of(align) { lin } else { Err(Fault::GP0) }
@@ -259,14 +259,13 @@ fn gather(cpu: &mut Cpu, insn: &Instruction, form: &Form) -> Exec<Frame> {
         frame.xmm[0] = cpu.fx.xmm[0];
     }
     let slots = if form.to_rm { [2, 1] } else { [1, 2] };
-    for i in 0..2 {
-        let class = form.class[i];
-        let value = match insn.op_kind(i as u32) {
-            OpKind::Register => register(cpu, class, insn.op_register(i as u32)),
+    for (i, (class, slot)) in (0..).zip(form.class.into_iter().zip(slots)) {
+        let value = match insn.op_kind(i) {
+            OpKind::Register => register(cpu, class, insn.op_register(i)),
             _ if i == 0 => continue,
             _ => load_memory(cpu, insn, form)?,
         };
-        put(&mut frame, class, slots[i], value);
+        put(&mut frame, class, slot, value);
     }
     Ok(frame)
 }
@@ -318,7 +317,11 @@ fn mmx_form(cpu: &mut Cpu, insn: &Instruction, form: &Form) -> Exec {
     if form.osfxsr {
         check_sse(cpu)?;
     }
-    mmx::check(cpu)?;
+    // CVTPI2PS and CVTPI2PD with a memory operand have nothing to do with MM registers.
+    let from_memory = form.class[0] == Class::Xmm && insn.op1_kind() != OpKind::Register;
+    if !from_memory {
+        mmx::check(cpu)?;
+    }
     let mut frame = gather(cpu, insn, form)?;
     let entry = entry_of(form, insn);
     if form.mxcsr {
@@ -333,8 +336,6 @@ fn mmx_form(cpu: &mut Cpu, insn: &Instruction, form: &Form) -> Exec {
         unsafe { stubs::call_mmx(entry, &mut frame) };
     }
     let x87 = (cpu.fx.fsw, cpu.fx.ftw, cpu.fx.st);
-    // CVTPI2PS and CVTPI2PD with a memory operand do not touch an MM register.
-    let from_memory = form.class[0] == Class::Xmm && insn.op1_kind() != OpKind::Register;
     if !from_memory {
         mmx::enter(cpu);
     }

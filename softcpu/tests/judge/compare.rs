@@ -51,6 +51,18 @@ pub fn undefined_flags(insn: &Instruction) -> u32 {
     bits
 }
 
+/// The flags that are undefined after a run, as bits of iced.
+pub fn undefined_after(insns: &[Instruction]) -> u32 {
+    insns.iter().fold(0, |before, insn| {
+        let undefined = undefined_flags(insn);
+        // What may leave flags alone for a count of zero makes nothing defined.
+        let counts = insn.op_count() > 1 && insn.op_register(insn.op_count() - 1) == Register::CL
+            || insn.has_rep_prefix()
+            || insn.has_repne_prefix();
+        if counts { before | undefined } else { before & !insn.rflags_modified() | undefined }
+    })
+}
+
 /// The differences between what the host's CPU did and what ours did, in words. Empty if there are none that count.
 pub fn differences(
     case: &Case,
@@ -59,6 +71,16 @@ pub fn differences(
     ours: &Outcome,
 ) -> Vec<String> {
     let mut out = Vec::new();
+    // Of a run, the instruction that the host was at in the end, and those before it.
+    let at = insns.iter().position(|i| i.ip() == host.end.rip);
+    let executed = match at {
+        Some(at) if host.vector.is_some() && insns.len() > 1 => &insns[..at],
+        _ => insns,
+    };
+    let insns = match at {
+        Some(at) if host.vector.is_some() => &insns[at..=at],
+        _ => &insns[insns.len() - 1..],
+    };
     let last = insns.last().map(Instruction::mnemonic).unwrap_or(Mnemonic::INVALID);
     // What reads several things from memory, checks them and may fault for each, in no documented order.
     use Mnemonic as M;
@@ -99,10 +121,10 @@ pub fn differences(
     if masked && host.vector == Some(14) && ours.vector.is_none() {
         return out;
     }
-    // An area of state may be found misaligned or beyond its segment.
+    // An area of state may be found misaligned, beyond its segment or not present.
     let area = insns.last().is_some_and(is_large);
-    let either = |v: Option<u8>| matches!(v, Some(12 | 13));
-    if area && either(host.vector) && either(ours.vector) {
+    let either = |v: Option<u8>| matches!(v, Some(12..=14));
+    if area && host.vector != ours.vector && either(host.vector) && either(ours.vector) {
         return out;
     }
     if host.vector != ours.vector {
@@ -112,18 +134,21 @@ pub fn differences(
     let faulted = host.vector.is_some();
     if let Some(vector) = host.vector {
         // The kernel says "present" of all of its own addresses, so as not to tell which are.
-        let unknown = u64::from(vector == 14 && host.cr2 >> 47 != 0);
+        let unknown = u64::from(vector == 14 && host.cr2 >= 0x7fff_ffff_f000);
         if matches!(vector, 8 | 10..=14 | 17) && (host.error ^ ours.error) & !unknown != 0 {
             out.push(format!("error code: host {:#x}, ours {:#x}", host.error, ours.error));
         }
         // Of large operands and those with a mask, CR2 may be any byte of them.
         let coarse = insns.last().is_some_and(is_large);
-        let near = coarse && host.cr2.abs_diff(ours.cr2) < 0x400;
+        // They may wrap at 4 GiB.
+        let near = coarse && (host.cr2.wrapping_sub(ours.cr2) as i32).unsigned_abs() < 0x400;
         if vector == 14 && host.cr2 != ours.cr2 && !near {
             out.push(format!("CR2: host {:#x}, ours {:#x}", host.cr2, ours.cr2));
         }
     }
-    registers(case, insns, faulted, host, ours, &mut out);
+    let undefined = to_rflags(undefined_after(executed));
+    let undefined = if faulted && std::ptr::eq(executed, insns) { 0 } else { undefined };
+    registers(case, insns, undefined, host, ours, &mut out);
     floating(case, insns, host, ours, &mut out);
     // Below a stack pointer that does not move in the end, anything may be written.
     if !(faulted && last == Mnemonic::Enter) {
@@ -143,7 +168,7 @@ fn is_large(insn: &Instruction) -> bool {
             | Mnemonic::Xrstor
             | Mnemonic::Xrstor64
     );
-    masked || state || insn.memory_size().size() > 10 && insn.memory_size().size() != 16
+    masked || state || insn.memory_size().size() >= 10 && insn.memory_size().size() != 16
 }
 
 fn uses_mm(insn: &Instruction) -> bool {
@@ -153,7 +178,7 @@ fn uses_mm(insn: &Instruction) -> bool {
 fn registers(
     case: &Case,
     insns: &[Instruction],
-    faulted: bool,
+    undefined_flags: u64,
     host: &Outcome,
     ours: &Outcome,
     out: &mut Vec<String>,
@@ -163,7 +188,7 @@ fn registers(
         out.push(format!("RIP: host {:#x}, ours {:#x}", h.rip, o.rip));
     }
     let (count, mask) = if case.bits == Bits::B64 { (16, u64::MAX) } else { (8, 0xffff_ffff) };
-    let undefined = if faulted { None } else { undefined_register(case, insns) };
+    let undefined = if host.vector.is_some() { None } else { undefined_register(case, insns) };
     for i in (0..count).filter(|i| Some(*i) != undefined) {
         let mask = mask & !undefined_bits(insns, i);
         if (h.regs[i] ^ o.regs[i]) & mask != 0 {
@@ -176,21 +201,17 @@ fn registers(
             ));
         }
     }
-    let undefined = insns.iter().map(undefined_flags).fold(0, |a, b| a | b);
-    let undefined = if faulted && insns.len() == 1 { 0 } else { to_rflags(undefined) };
-    let flags = RFLAGS & !undefined;
+    // Whoever does not single-step has no TF.
+    let flags = RFLAGS & !undefined_flags & if case.step { !0x100 } else { u64::MAX };
     if (h.rflags ^ o.rflags) & flags != 0 {
         out.push(format!("RFLAGS: host {:#x}, ours {:#x}", h.rflags & flags, o.rflags & flags));
     }
     let segments = ["ES", "CS", "SS", "DS", "FS", "GS"];
-    for i in 0..6 {
+    for (i, name) in segments.iter().enumerate() {
         // The kernel's IRET makes any null selector 0.
         let null = h.selectors[i] == 0 && o.selectors[i] < 4;
         if h.selectors[i] != o.selectors[i] && !null {
-            out.push(format!(
-                "{}: host {:#x}, ours {:#x}",
-                segments[i], h.selectors[i], o.selectors[i]
-            ));
+            out.push(format!("{name}: host {:#x}, ours {:#x}", h.selectors[i], o.selectors[i]));
         }
     }
     for i in 0..2 {

@@ -174,7 +174,7 @@ unsafe fn arch_prctl(what: u64, value: u64) {
 /// # Safety
 /// In the child only, once.
 unsafe fn child(batch: *mut Batch, code_fd: i32, input: i32, output: i32) -> ! {
-    // SAFETY (all): the child is alone with its memory. The arena's addresses are below everything that the loader
+    // SAFETY: for all of it, the child is alone with its memory. The arena's addresses are below everything that the loader
     // and the kernel have placed.
     unsafe {
         let anonymous = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
@@ -298,7 +298,7 @@ const GREGS: [i32; 16] = [
 ];
 
 unsafe extern "C" fn handler(_: i32, _: *mut libc::siginfo_t, context: *mut libc::ucontext_t) {
-    // SAFETY (all): one thread, in its signal handler, with the frame the kernel made.
+    // SAFETY: for all of it, one thread, in its signal handler, with the frame the kernel made.
     unsafe {
         // No alignment checks, nested-task or ID flag of a case in here.
         asm!("push 0x202", "popfq");
@@ -306,7 +306,7 @@ unsafe extern "C" fn handler(_: i32, _: *mut libc::siginfo_t, context: *mut libc
         let mut bases = [0u64; 2];
         arch_prctl(ARCH_GET_FS, (&raw mut bases[0]) as u64);
         arch_prctl(ARCH_GET_GS, (&raw mut bases[1]) as u64);
-        let me = &mut *(&raw mut CHILD);
+        let me = &mut *std::ptr::addr_of_mut!(CHILD);
         write_selectors([0; 4]);
         arch_prctl(ARCH_SET_FS, me.fs_base);
         arch_prctl(ARCH_SET_GS, 0);

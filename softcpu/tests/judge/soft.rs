@@ -4,24 +4,30 @@
 //! as far as user code can tell.
 //!
 //! ```text
-//!   guest-physical   1000 page tables   6000 GDT, LDT, TSS   1_0000 CODE   1_1000 DATA   1_4000 RO
+//!   guest-physical   1000 page tables   8000 GDT, LDT, TSS, IDT, handlers, their stack   1_0000 CODE   1_1000 DATA   1_4000 RO
 //! ```
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock, Weak};
 
 use iced_x86::{Decoder, DecoderOptions};
-use lodge_memory::{NoBus, RamLayout};
-use lodge_softcpu::state::{Activity, Segment, TableRegister, cr, seg};
-use lodge_softcpu::{Cpu, Fault, Shared};
+use lodge_memory::{Bus, RamLayout};
+use lodge_softcpu::shared::attention;
+use lodge_softcpu::state::{Activity, Segment, TableRegister, cr, reg, seg};
+use lodge_softcpu::vcpu::{Exit, Vcpu};
+use lodge_softcpu::{Cpu, Fault, Shared, flags};
 
 use super::case::{Bits, CODE, CODE_OFFSET, Case, DATA, DATA_LEN, FX, LDT, Outcome, RO, State};
 
-/// Something that executes instructions on a [`Cpu`].
+/// Something that executes instructions.
 pub trait Subject {
     /// For reports.
     fn name(&self) -> &'static str;
-    /// Executes `count` instructions beginning at `cpu.rip`, or up to a fault.
-    fn run(&mut self, cpu: &mut Cpu, count: u32) -> Result<(), Fault>;
+    /// Executes the case's instructions beginning at RIP, up to a fault. State and memory are those of its start.
+    fn run(&mut self, vcpu: &mut Vcpu, case: &Case) -> Result<(), Fault>;
+    /// The subject cannot run this case, which ends as `host` says.
+    fn passes_over(&self, _case: &Case, _host: &Outcome) -> bool {
+        false
+    }
 }
 
 /// The reference interpreter.
@@ -29,19 +35,19 @@ pub struct Interpreter;
 
 impl Subject for Interpreter {
     fn name(&self) -> &'static str {
-        "interpreter"
+        "the interpreter"
     }
 
-    fn run(&mut self, cpu: &mut Cpu, count: u32) -> Result<(), Fault> {
-        for _ in 0..count {
-            step(cpu)?;
+    fn run(&mut self, vcpu: &mut Vcpu, case: &Case) -> Result<(), Fault> {
+        for _ in 0..case.count {
+            step(vcpu.cpu())?;
         }
         Ok(())
     }
 }
 
 /// Fetches, decodes and executes one instruction.
-pub fn step(cpu: &mut Cpu) -> Result<(), Fault> {
+fn step(cpu: &mut Cpu) -> Result<(), Fault> {
     let bits = u32::from(cpu.mode.bits);
     let base = if bits == 64 { 0 } else { cpu.segs[seg::CS].base };
     let mut bytes = [0; 15];
@@ -62,15 +68,91 @@ pub fn step(cpu: &mut Cpu) -> Result<(), Fault> {
     Ok(())
 }
 
+/// Decoded blocks, as a guest would run: into the INT3 after the code, or into a fault, and through the IDT to a handler
+/// that asks the vCPU to stop. What the delivery pushed says how it ended.
+pub struct Blocks;
+
+impl Subject for Blocks {
+    fn name(&self) -> &'static str {
+        "decoded blocks"
+    }
+
+    /// Branches into themselves, which would not end, and far ones that do not fault. And POPF that sets TF: what INT3
+    /// makes of it is not seen on the host.
+    fn passes_over(&self, case: &Case, host: &Outcome) -> bool {
+        let branched = case.step && host.vector.is_none();
+        let far = host.end.selectors[1] != case.start.selectors[1];
+        let stepping = !case.step && host.end.rflags & flags::TF != 0;
+        stepping || branched && (far || (case.start.rip..case.stop()).contains(&host.end.rip))
+    }
+
+    fn run(&mut self, vcpu: &mut Vcpu, case: &Case) -> Result<(), Fault> {
+        let cpu = vcpu.cpu();
+        // Single-stepping is the interpreter's; a branch ends where its target cannot be executed.
+        cpu.set_rflags(cpu.rflags() & !flags::TF);
+        assert_eq!(vcpu.run(), Exit::Kicked, "a triple fault");
+        let cpu = vcpu.cpu();
+        let vector = ((cpu.rip - HANDLERS) / HANDLER) as u8;
+        let has_error = matches!(vector, 8 | 10..=14 | 17);
+        let word = |cpu: &mut Cpu, i: u64| {
+            let at = cpu.regs[reg::RSP] + 8 * i;
+            cpu.load_sys::<u64>(at).expect("the stack")
+        };
+        let error = if has_error { Some(word(cpu, 0) as u32) } else { None };
+        let first = u64::from(has_error);
+        let [rip, cs, rflags, rsp, ss] = [0, 1, 2, 3, 4].map(|i| word(cpu, first + i));
+        cpu.rip = rip;
+        cpu.regs[reg::RSP] = rsp;
+        cpu.segs[seg::CS] = segment_of(cs as u16);
+        cpu.segs[seg::SS] = segment_of(ss as u16);
+        cpu.set_rflags(rflags);
+        let base = case.code_base();
+        let ended = match vector {
+            3 => case.step || rip == case.stop() + 1,
+            14 => case.step && error.is_some_and(|e| e & 16 != 0) && cpu.cr2 == base + rip,
+            _ => false,
+        };
+        if vector == 3 && ended {
+            cpu.rip -= 1;
+        }
+        if ended { Ok(()) } else { Err(Fault { vector, error }) }
+    }
+}
+
+/// The only device: a port for each vector, which stops the vCPU.
+#[derive(Default)]
+struct StopPort {
+    shared: OnceLock<Weak<Shared>>,
+}
+
+impl Bus for StopPort {
+    fn pio_read(&self, _: u16, data: &mut [u8]) {
+        data.fill(0xff);
+    }
+    fn pio_write(&self, _: u16, _: &[u8]) {
+        if let Some(shared) = self.shared.get().and_then(Weak::upgrade) {
+            shared.ports()[0].notify(attention::KICK);
+        }
+    }
+    fn mmio_read(&self, _: u64, data: &mut [u8]) {
+        data.fill(0xff);
+    }
+    fn mmio_write(&self, _: u64, _: &[u8]) {}
+}
+
 const TABLES: u64 = 0x1000;
-const SYSTEM: u64 = 0x6000;
+const SYSTEM: u64 = 0x8000;
 const CODE_GPA: u64 = 0x1_0000;
 const DATA_GPA: u64 = 0x1_1000;
 const RO_GPA: u64 = 0x1_4000;
-/// Linear address of the descriptor tables.
-const SYSTEM_LIN: u64 = 0x2000_0000;
+/// Linear address of the descriptor tables: among those of the kernel.
+const SYSTEM_LIN: u64 = 0xffff_ff80_0000_0000;
 const LDT_AT: u64 = 0x400;
 const TSS_AT: u64 = 0x800;
+const IDT_AT: u64 = 0xa00;
+/// The handlers of exceptions, and bytes from one to the next. Their stack is the page after.
+const HANDLERS: u64 = SYSTEM_LIN + 0x1000;
+const HANDLER: u64 = 16;
 
 const PRESENT: u64 = 1;
 const WRITABLE: u64 = 2;
@@ -100,7 +182,7 @@ const GDT: [u64; 16] = [
 
 /// The software side.
 pub struct Soft {
-    pub cpu: Box<Cpu>,
+    vcpu: Vcpu,
 }
 
 fn ldt_descriptor(entry: &super::case::LdtEntry) -> u64 {
@@ -135,13 +217,18 @@ impl Soft {
     pub fn new() -> Self {
         let memory =
             lodge_memory::allocate(&RamLayout::new(1 << 20).expect("a size")).expect("RAM");
-        let mut soft = Self { cpu: Cpu::new(Shared::new(memory, Arc::new(NoBus), 1), 0) };
+        let bus = Arc::new(StopPort::default());
+        let shared = Shared::new(memory, bus.clone(), 1);
+        bus.shared.get_or_init(|| Arc::downgrade(&shared));
+        let mut soft = Self { vcpu: Vcpu::new(shared, 0) };
         let table = |i: u64| TABLES + i * 0x1000;
         let link = PRESENT | WRITABLE | USER | USED;
         soft.write_words(table(0), &[table(1) | link]);
         soft.write_words(table(1), &[table(2) | link]);
         soft.write_words(table(2) + (CODE >> 21 & 511) * 8, &[table(3) | link]);
-        soft.write_words(table(2) + (SYSTEM_LIN >> 21 & 511) * 8, &[table(4) | link]);
+        soft.write_words(table(0) + (SYSTEM_LIN >> 39 & 511) * 8, &[table(4) | link]);
+        soft.write_words(table(4), &[table(5) | link]);
+        soft.write_words(table(5), &[table(6) | link]);
         let entry = |lin: u64| table(3) + (lin >> 12 & 511) * 8;
         soft.write_words(entry(CODE), &[CODE_GPA | PRESENT | USER | USED]);
         for page in [0, 0x1000] {
@@ -149,7 +236,19 @@ impl Soft {
             soft.write_words(entry(DATA + page), &[at | PRESENT | WRITABLE | USER | USED | NX]);
         }
         soft.write_words(entry(RO), &[RO_GPA | PRESENT | USER | USED | NX]);
-        soft.write_words(table(4), &[SYSTEM | PRESENT | WRITABLE | USED]);
+        let system = [0, 0x1000, 0x2000].map(|page| (SYSTEM + page) | PRESENT | WRITABLE | USED);
+        soft.write_words(table(6), &system);
+        for vector in 0..32u64 {
+            // OUT vector, AL; then for ever.
+            let handler = HANDLER * vector;
+            soft.write(SYSTEM + 0x1000 + handler, &[0xe6, vector as u8, 0xeb, 0xfe]);
+            // A 64-bit interrupt gate that user code may use: INT3 is software's.
+            let at = HANDLERS + handler;
+            let low = at & 0xffff | 0x10 << 16 | 0xee00 << 32 | (at >> 16 & 0xffff) << 48;
+            soft.write_words(SYSTEM + IDT_AT + vector * 16, &[low, at >> 32]);
+        }
+        let stack = HANDLERS + 0x2000;
+        soft.write_words(SYSTEM + TSS_AT, &[stack << 32, stack >> 32]);
         soft.write(CODE_GPA, &[0xcc; 4096]);
         soft.write_words(SYSTEM, &GDT);
         let ldt: Vec<_> = LDT.iter().map(ldt_descriptor).collect();
@@ -159,13 +258,13 @@ impl Soft {
         soft
     }
 
-    fn host(&self, gpa: u64) -> *mut u8 {
-        let page = self.cpu.phys.page(gpa).expect("RAM");
+    fn host(&mut self, gpa: u64) -> *mut u8 {
+        let page = self.vcpu.cpu().phys.page(gpa).expect("RAM");
         // SAFETY: within the page.
         unsafe { page.host.add((gpa & 0xfff) as usize) }
     }
 
-    fn write(&self, gpa: u64, bytes: &[u8]) {
+    fn write(&mut self, gpa: u64, bytes: &[u8]) {
         assert!((gpa & 0xfff) as usize + bytes.len() <= 0x2000, "no more than DATA at once");
         // SAFETY: RAM is contiguous, and nobody else uses it.
         unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.host(gpa), bytes.len()) };
@@ -177,15 +276,26 @@ impl Soft {
         }
     }
 
-    /// Runs a case.
+    /// Runs a case at CPL 3.
     pub fn run(&mut self, case: &Case, subject: &mut dyn Subject) -> Outcome {
+        self.run_as(case, subject, false)
+    }
+
+    /// Runs a case, at CPL 0 if `privileged`.
+    pub fn run_as(&mut self, case: &Case, subject: &mut dyn Subject, privileged: bool) -> Outcome {
         self.load(case);
-        let result = subject.run(&mut self.cpu, case.count);
+        let cpu = self.vcpu.cpu();
+        if privileged {
+            cpu.segs[seg::SS].attr &= !0x60;
+            cpu.segs[seg::CS].attr &= !0x60;
+            cpu.update_mode();
+        }
+        let result = subject.run(&mut self.vcpu, case);
         let mut outcome = Outcome { vector: None, error: 0, cr2: 0, end: State::zero() };
         if let Err(fault) = result {
             outcome.vector = Some(fault.vector);
             outcome.error = fault.error.unwrap_or(0).into();
-            outcome.cr2 = self.cpu.cr2;
+            outcome.cr2 = self.vcpu.cpu().cr2;
         }
         self.store(&mut outcome.end);
         outcome
@@ -196,9 +306,9 @@ impl Soft {
         let mut code = [0xcc; 512];
         code[..case.code_len as usize].copy_from_slice(case.code());
         self.write(CODE_GPA + CODE_OFFSET, &code);
-        self.cpu.shared.code_written(CODE_GPA, 4096);
+        self.vcpu.cpu().shared.code_written(CODE_GPA, 4096);
         self.write(DATA_GPA, &start.data);
-        let cpu = &mut *self.cpu;
+        let cpu = self.vcpu.cpu();
         cpu.cr0 = cr::CR0_PE
             | cr::CR0_MP
             | cr::CR0_ET
@@ -226,7 +336,7 @@ impl Soft {
             (cpu.segs[seg::FS].base, cpu.segs[seg::GS].base) = (start.bases[0], start.bases[1]);
         }
         cpu.gdtr = TableRegister { base: SYSTEM_LIN, limit: 0x7f };
-        cpu.idtr = TableRegister { base: SYSTEM_LIN, limit: 0 };
+        cpu.idtr = TableRegister { base: SYSTEM_LIN + IDT_AT, limit: 0x1ff };
         let table = |at: u64, limit: u32, attr: u16, selector: u16| Segment {
             base: SYSTEM_LIN + at,
             limit,
@@ -242,8 +352,9 @@ impl Soft {
         cpu.set_rflags(start.rflags | 0x202 | if case.step { 0x100 } else { 0 });
     }
 
-    fn store(&self, end: &mut State) {
-        let cpu = &*self.cpu;
+    fn store(&mut self, end: &mut State) {
+        let data = self.host(DATA_GPA);
+        let cpu = self.vcpu.cpu();
         end.regs.copy_from_slice(&cpu.regs[..16]);
         end.rip = cpu.rip;
         end.rflags = cpu.rflags();
@@ -254,7 +365,7 @@ impl Soft {
         store_fx(cpu, &mut end.fx);
         // SAFETY: DATA's two pages are contiguous RAM.
         unsafe {
-            std::ptr::copy_nonoverlapping(self.host(DATA_GPA), end.data.as_mut_ptr(), DATA_LEN);
+            std::ptr::copy_nonoverlapping(data, end.data.as_mut_ptr(), DATA_LEN);
         }
     }
 }
