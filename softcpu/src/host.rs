@@ -63,20 +63,23 @@ pub unsafe fn update<T: Word>(at: *mut T, locked: bool, mut f: impl FnMut(T) -> 
 pub unsafe fn compare_exchange<T: Word>(at: *mut T, old: T, new: T) -> Result<(), T> {
     let (old_word, new_word) = (old.to_u64(), new.to_u64());
     let mut now = old_word;
-    // SAFETY (each): the caller's promise; the instruction touches nothing else.
     match T::SIZE {
+        // SAFETY: the caller's promise; the instruction touches nothing else.
         1 => unsafe {
             asm!("lock cmpxchg byte ptr [{at}], {new}", at = in(reg) at, new = in(reg_byte) new_word as u8,
                  inout("al") old_word as u8 => *(&raw mut now).cast::<u8>(), options(nostack));
         },
+        // SAFETY: the caller's promise; the instruction touches nothing else.
         2 => unsafe {
             asm!("lock cmpxchg word ptr [{at}], {new:x}", at = in(reg) at, new = in(reg) new_word as u16,
                  inout("ax") old_word as u16 => *(&raw mut now).cast::<u16>(), options(nostack));
         },
+        // SAFETY: the caller's promise; the instruction touches nothing else.
         4 => unsafe {
             asm!("lock cmpxchg dword ptr [{at}], {new:e}", at = in(reg) at, new = in(reg) new_word as u32,
                  inout("eax") old_word as u32 => *(&raw mut now).cast::<u32>(), options(nostack));
         },
+        // SAFETY: the caller's promise; the instruction touches nothing else.
         8 => unsafe {
             asm!("lock cmpxchg qword ptr [{at}], {new}", at = in(reg) at, new = in(reg) new_word,
                  inout("rax") old_word => now, options(nostack));
@@ -116,7 +119,7 @@ unsafe fn compare_exchange_16<T: Word>(at: *mut T, old: T, new: T) -> Result<(),
 /// # Safety
 /// `at` points at `buf.len()` bytes of mapped guest memory.
 pub unsafe fn copy_from_guest(at: *const u8, buf: &mut [u8]) {
-    // SAFETY (all): the caller's promise.
+    // SAFETY: the caller's promise.
     unsafe {
         match buf.len() {
             1 => buf[0] = load(at),
@@ -133,7 +136,7 @@ pub unsafe fn copy_from_guest(at: *const u8, buf: &mut [u8]) {
 /// # Safety
 /// `at` points at `buf.len()` bytes of mapped guest memory.
 pub unsafe fn copy_to_guest(at: *mut u8, buf: &[u8]) {
-    // SAFETY (all): the caller's promise.
+    // SAFETY: the caller's promise.
     unsafe {
         match buf.len() {
             1 => store(at, buf[0]),

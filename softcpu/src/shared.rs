@@ -290,7 +290,7 @@ impl Shared {
     /// The shared part of a VM with `vcpus` vCPUs.
     pub fn new(memory: Arc<GuestMemory>, bus: Arc<dyn Bus>, vcpus: u32) -> Arc<Self> {
         let phys = RwLock::new(Arc::new(PhysMap::of_ram(&memory)));
-        let shared = Arc::new_cyclic(|this| {
+        Arc::new_cyclic(|this| {
             let watcher = Arc::new(Watcher(this.clone()));
             for region in memory.iter() {
                 lodge_memory::page_table(region).watch_code(watcher.clone());
@@ -306,8 +306,7 @@ impl Shared {
                 tsc_offset: AtomicU64::new(crate::clock::host_tsc().wrapping_neg()),
                 memory: memory.clone(),
             }
-        });
-        shared
+        })
     }
 
     /// Each vCPU's port, by index.

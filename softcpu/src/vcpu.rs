@@ -276,7 +276,8 @@ impl Vcpu {
         self.drop_stale();
         let cpu = &mut *self.cpu;
         let (stepping, resumed) = (cpu.sys_flags & flags::TF != 0, cpu.sys_flags & flags::RF != 0);
-        let shadowed = std::mem::take(&mut cpu.inhibit.shadow);
+        let interrupts = cpu.sys_flags & flags::IF;
+        cpu.inhibit.shadow = false;
         if !resumed && cpu.code_breakpoint() {
             cpu.debug_fault()?;
             return Ok(());
@@ -284,9 +285,11 @@ impl Vcpu {
         cpu.retired += 1;
         match fetch_and_execute(cpu) {
             Ok(()) => {
-                // MOV SS holds debug traps too, for one instruction.
-                if stepping && !(cpu.inhibit.shadow && !shadowed) {
+                // MOV SS holds the trap for one instruction (SDM volume 3, 6.8.3); STI, which changes IF, does not.
+                let held = cpu.inhibit.shadow && cpu.sys_flags & flags::IF == interrupts;
+                if stepping && !held {
                     cpu.pending_debug |= DR6_BS;
+                    cpu.inhibit.shadow = false;
                 }
                 Ok(())
             }

@@ -181,7 +181,8 @@ impl Cache {
     fn insert(&mut self, key: Key, code: Finished, next_page: Option<u64>) -> Found {
         let index = self.blocks.len();
         // A block's places in the maps take about as much as the block's own record.
-        self.bytes += size_of_val(&*code.slots) + size_of_val(&*code.insns) + 2 * size_of::<Block>();
+        self.bytes +=
+            size_of_val(&*code.slots) + size_of_val(&*code.insns) + 2 * size_of::<Block>();
         self.decoded += 1;
         self.map.insert(key, index);
         self.pages.entry(key.gpa >> 12).or_default().push(index);

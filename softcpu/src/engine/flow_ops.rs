@@ -85,11 +85,7 @@ pub unsafe fn jmp(s: &mut Cpu, ip: *const Op) -> *const Op {
 pub unsafe fn jcc<const C: u8>(s: &mut Cpu, ip: *const Op) -> *const Op {
     // SAFETY: `ip` points into a block.
     unsafe {
-        if s.condition(C) {
-            follow(s, ip, 0, (*ip).imm)
-        } else {
-            follow(s, ip, 1, (*ip).disp)
-        }
+        if s.condition(C) { follow(s, ip, 0, (*ip).imm) } else { follow(s, ip, 1, (*ip).disp) }
     }
 }
 

@@ -128,7 +128,18 @@ impl Lowering {
 
     pub(super) fn op(&self, f: Handler) -> Op {
         let zero = reg::ZERO as u8;
-        Op { f, imm: 0, disp: 0, dst: 0, src: 0, base: zero, index: zero, scale: 0, n: self.n, pos: 0 }
+        Op {
+            f,
+            imm: 0,
+            disp: 0,
+            dst: 0,
+            src: 0,
+            base: zero,
+            index: zero,
+            scale: 0,
+            n: self.n,
+            pos: 0,
+        }
     }
 
     fn push(&mut self, mut op: Op) {
@@ -162,7 +173,13 @@ impl Lowering {
 
     /// Fills in the memory operand; operations that compute a linear address come first where it is not flat.
     /// None: leave the instruction to the reference interpreter.
-    pub(super) fn memory(&mut self, op: &mut Op, insn: &Instruction, size: u8, write: bool) -> Option<()> {
+    pub(super) fn memory(
+        &mut self,
+        op: &mut Op,
+        insn: &Instruction,
+        size: u8,
+        write: bool,
+    ) -> Option<()> {
         let segment = insn.memory_segment();
         let address = address_size(insn);
         if self.bits == 64 {
@@ -795,9 +812,35 @@ fn ends_block(insn: &Instruction) -> bool {
         || segment(1)
         || matches!(
             insn.mnemonic(),
-            M::Sti | M::Popf | M::Popfd | M::Popfq | M::Hlt | M::Wrmsr | M::Invlpg | M::Invpcid
-                | M::Lmsw | M::Clts | M::Stac | M::Clac | M::Swapgs | M::Xsetbv | M::Lds | M::Les
-                | M::Lss | M::Lfs | M::Lgs | M::In | M::Out | M::Insb | M::Insw | M::Insd
-                | M::Outsb | M::Outsw | M::Outsd | M::Lldt | M::Ltr | M::Mwait
+            M::Sti
+                | M::Popf
+                | M::Popfd
+                | M::Popfq
+                | M::Hlt
+                | M::Wrmsr
+                | M::Invlpg
+                | M::Invpcid
+                | M::Lmsw
+                | M::Clts
+                | M::Stac
+                | M::Clac
+                | M::Swapgs
+                | M::Xsetbv
+                | M::Lds
+                | M::Les
+                | M::Lss
+                | M::Lfs
+                | M::Lgs
+                | M::In
+                | M::Out
+                | M::Insb
+                | M::Insw
+                | M::Insd
+                | M::Outsb
+                | M::Outsw
+                | M::Outsd
+                | M::Lldt
+                | M::Ltr
+                | M::Mwait
         )
 }

@@ -151,7 +151,9 @@ macro_rules! place {
         let lin = $lin;
         match $s.fast(lin, $size as u64, $write) {
             Some(at) => at,
-            None => return $crate::engine::op::miss($s, $ip, lin, $size as u64 | ($write as u64) << 8),
+            None => {
+                return $crate::engine::op::miss($s, $ip, lin, $size as u64 | ($write as u64) << 8);
+            }
         }
     }};
 }

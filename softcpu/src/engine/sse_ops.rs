@@ -136,7 +136,6 @@ unsafe fn float(s: &mut Cpu, o: &Op, src: &[u64; 2]) {
     let mxcsr = s.fx.mxcsr;
     let dst = xmm(s, o.dst);
     // SAFETY: the caller's promise.
-    let flags =
-        stubs::with_mxcsr(mxcsr, || unsafe { stubs::call_xmm(o.imm as usize, dst, src) });
+    let flags = stubs::with_mxcsr(mxcsr, || unsafe { stubs::call_xmm(o.imm as usize, dst, src) });
     s.fx.mxcsr |= flags;
 }
