@@ -108,6 +108,7 @@ impl Machine {
         let entry = self.load()?;
         for (index, (vcpu, state)) in self.vcpus.iter().zip(&self.power_up.vcpus).enumerate() {
             let mut state = state.clone();
+            boot::prepare(&mut state);
             if index == 0 {
                 entry.apply(&mut state);
             }
@@ -187,7 +188,9 @@ impl Machine {
     /// Where a stopped vCPU is, as words for a message.
     pub(crate) fn place_of(&self, index: u32) -> String {
         let state = self.vcpus.get(index as usize).and_then(|vcpu| vcpu.state().ok()?.ok());
-        state.map(|state| format!(" at RIP {:#x}, CR3 {:#x}", state.rip, state.cr3)).unwrap_or_default()
+        state
+            .map(|state| format!(" at RIP {:#x}, CR3 {:#x}", state.rip, state.cr3))
+            .unwrap_or_default()
     }
 
     /// The end: vCPUs, then devices, whose requests under way are finished, then the console.

@@ -49,9 +49,11 @@ fn open_net(spec: &MachineSpec, index: usize) -> Result<Box<dyn Backend>, Error>
         Net::Tap(tap) => {
             let queues = lodge_net::Tap::open(&tap.name, 1)?;
             // One queue was asked for.
-            queues.into_iter().map(|tap| Box::new(tap) as Box<dyn Backend>).next().ok_or(
-                Error::Invalid(format!("the tap {} gave no queue", tap.name)),
-            )?
+            queues
+                .into_iter()
+                .map(|tap| Box::new(tap) as Box<dyn Backend>)
+                .next()
+                .ok_or(Error::Invalid(format!("the tap {} gave no queue", tap.name)))?
         }
         Net::User(user) => {
             let forwards = user

@@ -118,6 +118,15 @@ impl EntryState {
     }
 }
 
+/// Leaves a processor as firmware would, the others as well as the boot processor: all memory is write-back unless
+/// the page tables say otherwise (IA32_MTRR_DEF_TYPE, SDM volume 3, 12.11.2.1).
+pub fn prepare(state: &mut VcpuState) {
+    const MTRR_DEF_TYPE: u32 = 0x2ff;
+    const ENABLED_WRITE_BACK: u64 = 1 << 11 | 6;
+    state.msrs.retain(|(index, _)| *index != MTRR_DEF_TYPE);
+    state.msrs.push((MTRR_DEF_TYPE, ENABLED_WRITE_BACK));
+}
+
 /// The first 4 GiB one to one, in pages of 2 MiB.
 fn page_tables() -> Vec<u8> {
     let pml4 = [(at::PAGE_TABLES + TABLE) | PRESENT_WRITABLE];

@@ -25,7 +25,7 @@ use lodge_devices::smbios::{self, SmbiosSetup};
 use lodge_memory::{GuestMemory, RamLayout};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
-pub use entry::EntryState;
+pub use entry::{EntryState, prepare};
 pub use map::{MapEntry, MapKind, memory_map};
 
 use files::Source;
