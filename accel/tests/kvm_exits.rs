@@ -4,7 +4,7 @@ mod kvm_support;
 
 use iced_x86::code_asm::*;
 use kvm_support::*;
-use lodge_accel::{Exit, Vcpu, VcpuSetup, Vm};
+use lodge_accel::{Exit, Vcpu, VcpuSetup};
 
 /// Writes and reads ports of each size, and with string instructions.
 fn port_accesses(a: &mut CodeAssembler) {

@@ -7,7 +7,7 @@ use std::thread;
 
 use iced_x86::code_asm::*;
 use kvm_support::*;
-use lodge_accel::{IoEvent, Msi, Trigger, Vcpu, Vm};
+use lodge_accel::{IoEvent, Msi, Trigger, Vcpu};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 const LAPIC: u32 = 0xfee0_0000;

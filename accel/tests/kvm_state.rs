@@ -10,7 +10,7 @@ use std::time::Duration;
 use iced_x86::code_asm::*;
 use kvm_support::*;
 use lodge_accel::state::Activity;
-use lodge_accel::{Exit, MemorySlot, Vcpu, Vm};
+use lodge_accel::{Exit, MemorySlot, Vcpu};
 use vm_memory::{Bytes, GuestAddress};
 
 fn finish(a: &mut CodeAssembler) {
