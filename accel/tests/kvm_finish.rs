@@ -6,7 +6,7 @@ mod kvm_support;
 
 use iced_x86::code_asm::*;
 use kvm_support::*;
-use lodge_accel::{Exit, Vm};
+use lodge_accel::Exit;
 
 fn finish(a: &mut CodeAssembler) {
     a.out(u32::from(DONE_PORT), al).unwrap();
