@@ -48,4 +48,6 @@ for port in 0xE9 0x3F8; do
     guest kernels 9 $port "bench$suffix"
     guest fp 1 $port "fp$suffix"
 done
+gcc -c -o "$work/first.o" "$here/first.S"
+ld -T "$here/guest.ld" --no-warn-rwx-segments -z noexecstack -o "$out/first.elf" "$work/first.o"
 gcc -O2 -Wall -Werror -no-pie -o "$out/native" "$here/native.c"

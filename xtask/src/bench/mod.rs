@@ -6,6 +6,7 @@
 //! same machine, because times of different machines and hours do not compare.
 
 mod boot;
+mod footprint;
 mod guest;
 mod kernels;
 mod table;
@@ -37,7 +38,8 @@ struct Bench {
 type Group = (&'static str, fn(&Bench) -> Result<Vec<Row>>);
 
 /// All groups, in the order in which they run.
-const ROWS: [Group; 2] = [("kernels", kernels::rows), ("boot", boot::rows)];
+const ROWS: [Group; 3] =
+    [("kernels", kernels::rows), ("boot", boot::rows), ("footprint", footprint::rows)];
 
 /// Measures and prints. Fails where a row misses its goal, after all have run.
 pub fn run(args: &Args) -> Result<ExitCode> {
