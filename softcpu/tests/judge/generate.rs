@@ -7,7 +7,7 @@ use super::case::{
 };
 use super::compare::undefined_after;
 use super::forms::{codes, encode, has_memory, in_runs_unfit, unfit};
-use super::operands::{Taken, aim, bit_offset, fill_fx, implicit_operands};
+use super::operands::{Taken, aim, bit_offset, fill_fx, implicit_operands, note_target};
 use super::random::Rng;
 
 /// Makes cases of one mode.
@@ -199,6 +199,7 @@ impl Generator {
         }
         if first {
             bit_offset(rng, case, &insn);
+            note_target(case, &insn);
         }
         taken.note(&insn);
         let at = case.code_len as usize;

@@ -74,7 +74,10 @@ pub fn implicit_operands(rng: &mut Rng, case: &mut Case, insn: &Instruction, bit
     }
     // What alignment checks ask of operands beyond 8 bytes differs.
     let unclear = matches!(insn.mnemonic(), M::Enter | M::Maskmovq | M::Maskmovdqu);
-    if unclear || !matches!(insn.memory_size().size(), 0 | 1 | 2 | 4 | 8) {
+    // So does whether a store that an unmasked exception keeps from happening is checked.
+    let x87 =
+        matches!(insn.mnemonic(), M::Fst | M::Fstp | M::Fist | M::Fistp | M::Fisttp | M::Fbstp);
+    if unclear || x87 || !matches!(insn.memory_size().size(), 0 | 1 | 2 | 4 | 8) {
         case.start.rflags &= !(1 << 18);
     }
     let regs = &mut case.start.regs;
@@ -235,6 +238,24 @@ pub fn aim(
     if taken.known(base) {
         patch(wanted.wrapping_sub(scaled).wrapping_sub(address_part(case, base)));
     }
+}
+
+/// Notes where the memory operand lies with the registers as they are.
+pub fn note_target(case: &mut Case, insn: &Instruction) {
+    let part = |register: Register| match register {
+        Register::None | Register::RIP | Register::EIP => 0,
+        register => address_part(case, register),
+    };
+    let scaled = part(insn.memory_index()).wrapping_mul(insn.memory_index_scale().into());
+    let offset =
+        insn.memory_displacement64().wrapping_add(part(insn.memory_base())).wrapping_add(scaled);
+    let sizes = [insn.memory_base(), insn.memory_index()].map(|r| r.size());
+    let offset = match sizes.iter().max() {
+        Some(2) => offset & 0xffff,
+        Some(4) => offset & 0xffff_ffff,
+        _ => offset,
+    };
+    case.target = segment_base(case, insn).wrapping_add(offset);
 }
 
 /// As much of a register's value as an address of its size uses.
