@@ -7,7 +7,9 @@ use super::case::{
 };
 use super::compare::undefined_after;
 use super::forms::{codes, encode, has_memory, in_runs_unfit, unfit};
-use super::operands::{Taken, aim, bit_offset, fill_fx, implicit_operands, note_target};
+use super::operands::{
+    Taken, acceptable_state, aim, bit_offset, fill_fx, implicit_operands, note_target,
+};
 use super::random::Rng;
 
 /// Makes cases of one mode.
@@ -200,6 +202,7 @@ impl Generator {
         if first {
             bit_offset(rng, case, &insn);
             note_target(case, &insn);
+            acceptable_state(rng, case, &insn);
         }
         taken.note(&insn);
         let at = case.code_len as usize;

@@ -4,7 +4,7 @@ use iced_x86::{
     ConstantOffsets, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register,
 };
 
-use super::case::{Bits, Case, DATA, RO, State, ldt};
+use super::case::{Bits, Case, DATA, DATA_LEN, RO, State, ldt};
 use super::random::Rng;
 
 /// What the instructions of a run have done with the general-purpose registers so far: a bit for each.
@@ -256,6 +256,34 @@ pub fn note_target(case: &mut Case, insn: &Instruction) {
         _ => offset,
     };
     case.target = segment_base(case, insn).wrapping_add(offset);
+}
+
+/// Makes what FXRSTOR, XRSTOR and LDMXCSR read mostly acceptable. The components asked for are those of the guest: the
+/// host has more.
+pub fn acceptable_state(rng: &mut Rng, case: &mut Case, insn: &Instruction) {
+    use Mnemonic as M;
+    let header = matches!(insn.mnemonic(), M::Xrstor | M::Xrstor64);
+    let at = match insn.mnemonic() {
+        M::Ldmxcsr => 0,
+        M::Fxrstor | M::Fxrstor64 | M::Xrstor | M::Xrstor64 => 24,
+        _ => return,
+    };
+    let area = case.target.wrapping_sub(DATA) as usize;
+    if area >= DATA_LEN {
+        return;
+    }
+    let data = &mut case.start.data;
+    let Some(mxcsr) = data.get_mut(area + at..area + at + 4) else {
+        return;
+    };
+    let reserved = if rng.chance(10) { 1u32 << (16 + rng.below(16)) } else { 0 };
+    mxcsr.copy_from_slice(&(rng.next() as u32 & 0xffff | reserved).to_le_bytes());
+    let Some(bytes) = data.get_mut(area + 512..area + 576).filter(|_| header) else { return };
+    bytes.fill(0);
+    bytes[0] = rng.below(4) as u8;
+    if rng.chance(10) {
+        bytes[16 + rng.below(8) as usize] = 1;
+    }
 }
 
 /// As much of a register's value as an address of its size uses.
