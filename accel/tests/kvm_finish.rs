@@ -148,3 +148,29 @@ fn a_triple_fault_of_such_an_instruction_is_a_shutdown() {
     assert_eq!(vcpu.run().unwrap(), Exit::Shutdown);
     assert!(!watchdog.barked());
 }
+
+/// The APICs are the kernel's: an instruction that KVM lacks does not reach them, and that is said. (The
+/// software CPU has its own APICs and lacks nothing.)
+#[test]
+fn the_kernels_chips_are_out_of_reach() {
+    if SOFT || !kvm_is_here("the_kernels_chips_are_out_of_reach") {
+        return;
+    }
+    for chip in [0xfee0_0020u32, 0xfec0_0000] {
+        let m = Machine::new(1);
+        m.load(CODE, 32, |a| {
+            a.mov(ebx, chip).unwrap();
+            a.pcmpeqd(xmm0, xmm0).unwrap();
+            a.paddq(xmm0, xmmword_ptr(ebx)).unwrap(); // KVM decodes no PADDQ
+            finish(a);
+        });
+        let mut vcpu = m.start(0, |state| {
+            protected32(state);
+            state.cr4 = 1 << 9 | 1 << 10; // OSFXSR, OSXMMEXCPT
+        });
+        let watchdog = Watchdog::new(vcpu.kicker());
+        let error = vcpu.run().expect_err("it ran").to_string();
+        assert!(!watchdog.barked());
+        assert!(error.contains("APIC") && error.contains("--accel soft"), "{error}");
+    }
+}

@@ -237,6 +237,31 @@ fn the_pit_ticks() {
     assert_eq!((pit.channels[0].count, pit.channels[0].mode), (11932, 2));
 }
 
+/// The PIT's line is pin 2 of the IOAPIC, as the MADT says, before anybody adds an irqfd and after it.
+#[test]
+fn the_pit_reaches_pin_2_of_the_ioapic() {
+    if !kvm_is_here("the_pit_reaches_pin_2_of_the_ioapic") {
+        return;
+    }
+    for irqfd in [false, true] {
+        let (m, mut vcpu) = with_lapic(|a| {
+            route_pin(a, 2);
+            // Not by way of the PIC. Counter 0, both bytes, mode 2: 100 Hz.
+            for (port, value) in [(0x21u32, 0xffu32), (0x43, 0x34), (0x40, 0x9c), (0x40, 0x2e)] {
+                a.mov(al, value).unwrap();
+                a.out(port, al).unwrap();
+            }
+        });
+        let event = EventFd::new(EFD_NONBLOCK).unwrap();
+        if irqfd {
+            m.vm.add_irqfd(&event, Trigger::Msi(MESSAGE)).unwrap();
+        }
+        m.run(&mut *vcpu);
+        assert_eq!(vcpu.state().unwrap().gprs[3], 0x5050, "irqfd: {irqfd}");
+        assert_eq!(m.vm.chip_state().unwrap().ioapic.redirection[2] & 0xff, 0x50);
+    }
+}
+
 #[test]
 fn a_second_processor_is_started() {
     if !kvm_is_here("a_second_processor_is_started") {

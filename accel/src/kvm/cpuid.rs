@@ -47,6 +47,43 @@ pub(super) fn host_leaves() -> [[u32; 4]; 5] {
     })
 }
 
+/// Leaf 1, ECX: XSAVE.
+const XSAVE: u32 = 1 << 26;
+
+/// Takes back what KVM shows the guest (`shown`, KVM_GET_CPUID2) beyond what was asked for in `asked`
+/// (KVM_SET_CPUID2). None should, but kvm_pvm adds the host's own features, even ones that it cannot
+/// hold itself (`docs/kvm.md`). A bit of leaf 1 cannot be hidden there, a whole leaf can. True if `asked`
+/// is another table now, to be set once more.
+pub(super) fn take_back(asked: &mut Vec<kvm_cpuid_entry2>, shown: &[kvm_cpuid_entry2]) -> bool {
+    let feature_bits = |entries: &[kvm_cpuid_entry2], function: u32| {
+        let leaf = entries.iter().find(|e| e.function == function && e.index == 0);
+        leaf.map_or((0, 0), |leaf| (leaf.ebx, leaf.ecx))
+    };
+    let surplus = |function: u32| {
+        let (asked, shown) = (feature_bits(asked, function), feature_bits(shown, function));
+        (shown.0 & !asked.0, shown.1 & !asked.1)
+    };
+    // KVM itself computes OSXSAVE in leaf 1 and OSPKE in ECX of leaf 7, but nothing in EBX of leaf 7.
+    let xsave = surplus(1).1 & XSAVE != 0;
+    let structured = surplus(7).0 != 0;
+    if structured {
+        // Without the leaf there are none of its features.
+        asked.retain(|leaf| leaf.function != 7);
+    }
+    if xsave {
+        // A CPU whose leaves end before 0DH has no XSAVE, whatever leaf 1 says, and so no AVX: kernels look
+        // at both, as firmware may limit the leaves.
+        for leaf in asked.iter_mut().filter(|leaf| leaf.function == 0) {
+            leaf.eax = leaf.eax.min(0xc);
+        }
+        asked.retain(|leaf| !(0xd..0x4000_0000).contains(&leaf.function));
+    }
+    if xsave || structured {
+        tracing::debug!("KVM adds to the guest's CPUID: XSAVE {xsave}, leaf 7 {structured}");
+    }
+    xsave || structured
+}
+
 fn set_bits(value: &mut u32, shift: u32, width: u32, bits: u32) {
     let mask = ((1u64 << width) - 1) as u32;
     *value = *value & !(mask << shift) | (bits.min(mask) << shift);
@@ -194,8 +231,15 @@ fn hidden(table: &mut Table, nested: bool) {
 }
 
 /// Leaf 0DH without AMX (17, 18: permission would have to be asked for, and 8 KiB saved) and
-/// without supervisor state (CET: 11, 12; PT: 8; LBR: 15).
+/// without supervisor state (CET: 11, 12; PT: 8; LBR: 15). Where KVM holds nothing but x87 and SSE (no
+/// XSAVE in leaf 1) it is empty, whatever KVM says in it.
 fn xsave(table: &mut Table) {
+    if !table.get(1).is_some_and(|leaf| leaf.ecx & XSAVE != 0) {
+        if table.get(0xd).is_some() {
+            table.replace(0xd, &[[0; 4]]);
+        }
+        return;
+    }
     const AMX: u32 = 3 << 17;
     const SUPERVISOR: u32 = 1 << 8 | 3 << 11 | 1 << 15;
     const GONE: [u32; 6] = [8, 11, 12, 15, 17, 18];
@@ -344,7 +388,7 @@ mod tests {
     fn intel() -> Vec<kvm_cpuid_entry2> {
         vec![
             vendor(b"GenuineIntel", 0x1f),
-            leaf(1, 0, [0x806f8, 0, 1 << 5 | 1 << 21, 0]),
+            leaf(1, 0, [0x806f8, 0, 1 << 5 | 1 << 21 | XSAVE, 0]),
             leaf(4, 0, [0x1c00_4121, 0, 0, 0]),
             leaf(4, 3, [0xfc1f_c163, 0, 0, 0]),
             leaf(7, 0, [2, 1 << 25, 1 << 7, 1 << 24]),
@@ -396,6 +440,42 @@ mod tests {
         assert_eq!(get(&silent, 0x4000_0001, 0)[0], 0x0100_567b);
         let nested = Machine { nested: true, ..machine(0, 1) };
         assert_ne!(get(&build(&intel(), &nested), 1, 0)[2] & 1 << 5, 0);
+    }
+
+    #[test]
+    fn without_xsave_there_is_no_leaf_of_its_states() {
+        let mut supported = intel();
+        supported[1].ecx &= !XSAVE;
+        let table = build(&supported, &machine(0, 1));
+        assert_eq!(get(&table, 0xd, 0), [0; 4]);
+        assert_eq!(table.iter().filter(|e| e.function == 0xd).count(), 1);
+        assert_eq!(get(&table, 0x15, 0)[1], 2_500_000, "the leaves behind it stay");
+    }
+
+    #[test]
+    fn what_kvm_adds_is_taken_back() {
+        let mut supported = intel();
+        supported[1].ecx &= !XSAVE;
+        let asked = build(&supported, &machine(0, 1));
+        let with = |changes: &[(u32, u32, u32)]| {
+            let mut shown = asked.clone();
+            for &(function, ebx, ecx) in changes {
+                let leaf = shown.iter_mut().find(|e| e.function == function).unwrap();
+                (leaf.ebx, leaf.ecx) = (leaf.ebx | ebx, leaf.ecx | ecx);
+            }
+            shown
+        };
+        let mut table = asked.clone();
+        // OSXSAVE and OSPKE follow from CR4.
+        assert!(!take_back(&mut table, &with(&[(1, 0, 1 << 27), (7, 0, 1 << 4)])));
+        assert_eq!(table, asked);
+        assert!(take_back(&mut table, &with(&[(7, 1 << 20, 0)])));
+        assert!(!table.iter().any(|e| e.function == 7));
+        assert_eq!(get(&table, 0, 0)[0], 0x1f);
+        assert!(take_back(&mut table, &with(&[(1, 0, XSAVE)])));
+        assert_eq!(get(&table, 0, 0)[0], 0xc);
+        assert!(!table.iter().any(|e| (0xd..0x4000_0000).contains(&e.function)));
+        assert_eq!(get(&table, 0x4000_0010, 0)[0], 2_500_000);
     }
 
     #[test]

@@ -38,6 +38,27 @@ pub(super) fn internal(suberror: u32, data: &[u64]) -> String {
     format!("KVM gave up with suberror {suberror}: {meaning}; its data is {data:x?}")
 }
 
+/// The bytes of the instruction that could not be emulated, if KVM told them: flags, then a length and
+/// 15 bytes (`struct kvm_run`, `emulation_failure`).
+pub(super) fn instruction(data: &[u64]) -> String {
+    let told = data.first().is_some_and(|flags| flags & 1 != 0);
+    let bytes: Vec<u8> = data.iter().skip(1).take(2).flat_map(|word| word.to_le_bytes()).collect();
+    match bytes.split_first() {
+        Some((len, bytes)) if told => {
+            format!("{:02x?}", &bytes[..usize::from(*len).min(bytes.len())])
+        }
+        _ => "bytes unknown".into(),
+    }
+}
+
+/// An instruction that KVM lacks and that nobody else can do.
+pub(super) fn lacking(chip: &str) -> String {
+    format!(
+        "this host's KVM lacks the instruction there, which accesses {chip}; only KVM itself can do \
+         that. `--accel soft` runs this guest"
+    )
+}
+
 /// Any other exit that was not asked for.
 pub(super) fn unexpected(reason: u32) -> String {
     let name = match reason {
@@ -90,6 +111,15 @@ mod tests {
         state.segments[1].attributes = 1 << 13;
         state.segments[2].attributes = 3 << 5;
         assert!(place(&state).contains("64-bit mode, privilege level 3"));
+    }
+
+    #[test]
+    fn instructions_are_named_by_their_bytes() {
+        assert_eq!(instruction(&[1, 0x0102_cb01_0f03, 0]), "[0f, 01, cb]");
+        assert_eq!(instruction(&[1, 0xff, 0]), "[00, 00, 00, 00, 00, 00, 00, 00, 00, 00, 00, 00, 00, 00, 00]");
+        for untold in [&[][..], &[0, 0xcb03], &[1]] {
+            assert_eq!(instruction(untold), "bytes unknown");
+        }
     }
 
     #[test]

@@ -7,13 +7,15 @@
 //!                                             guest RAM, slots, bus (as KVM's)     '--> restore_changes
 //! ```
 //!
-//! The software CPU reaches the same RAM, slots and bus as the vCPU. It has interrupt controllers of
-//! its own, which are not those of the machine: an instruction that KVM lacks and that reads or writes
-//! the local APIC's or the I/O APIC's page finds nothing of the machine's there. None is known.
+//! The software CPU reaches the same RAM, slots and bus as the vCPU. The interrupt controllers and the
+//! PIT are the kernel's, and only KVM's own emulation reaches them: an instruction that KVM lacks and that
+//! reads or writes one of them cannot be finished, which [`Finished::KernelsChip`] says. None is known.
 
+use std::sync::Mutex;
+use std::thread::{self, ThreadId};
 use std::sync::Arc;
 
-use lodge_memory::PageTable;
+use lodge_memory::{Bus, PageTable};
 use lodge_softcpu::events::DR6_BS;
 use lodge_softcpu::exec::step::emulate_one;
 use lodge_softcpu::shared::PhysRegion;
@@ -52,21 +54,110 @@ pub(super) enum Finished {
     Done,
     /// A triple fault.
     Shutdown,
+    /// It accesses this chip, which is in the kernel. The state is of no use.
+    KernelsChip(&'static str),
 }
 
 /// The software CPUs' view of the VM.
-pub(super) type Machine = Arc<SoftShared>;
+pub(super) struct Machine {
+    shared: Arc<SoftShared>,
+    bus: Arc<Guard>,
+}
 
-/// Makes the software CPU of vCPU `index`.
-pub(super) fn software_cpu(vm: &Shared, index: u32) -> Box<Cpu> {
-    let slots = lock(&vm.slots);
-    let mut machine = lock(&vm.machine);
-    let machine = machine.get_or_insert_with(|| {
-        let machine = SoftShared::new(vm.memory.clone(), vm.bus.clone(), vm.vcpus);
-        machine.set_overlays(slots.extra().map(region));
-        machine
-    });
-    Cpu::new(machine.clone(), index)
+/// The bus without what KVM has in the kernel.
+struct Guard {
+    bus: Arc<dyn Bus>,
+    /// Which of it a thread met.
+    met: Mutex<Vec<(ThreadId, &'static str)>>,
+}
+
+impl Guard {
+    /// Whether the kernel has it; if so that is noted.
+    fn met(&self, chip: Option<&'static str>) -> bool {
+        if let Some(chip) = chip {
+            lock(&self.met).push((thread::current().id(), chip));
+        }
+        chip.is_some()
+    }
+
+    /// What this thread met first since it last asked.
+    fn take(&self) -> Option<&'static str> {
+        let (mut first, me) = (None, thread::current().id());
+        lock(&self.met).retain(|(thread, chip)| {
+            if *thread == me {
+                first = first.or(Some(*chip));
+            }
+            *thread != me
+        });
+        first
+    }
+}
+
+fn chip_at(gpa: u64) -> Option<&'static str> {
+    match gpa & !0xfff {
+        0xfec0_0000 => Some("the I/O APIC"),
+        0xfee0_0000 => Some("the local APIC"),
+        _ => None,
+    }
+}
+
+fn chip_at_port(port: u16) -> Option<&'static str> {
+    match port {
+        0x20 | 0x21 | 0xa0 | 0xa1 | 0x4d0 | 0x4d1 => Some("the PIC"),
+        0x40..=0x43 | 0x61 => Some("the PIT"),
+        _ => None,
+    }
+}
+
+impl Bus for Guard {
+    fn pio_read(&self, port: u16, data: &mut [u8]) {
+        if !self.met(chip_at_port(port)) {
+            self.bus.pio_read(port, data);
+        }
+    }
+    fn pio_write(&self, port: u16, data: &[u8]) {
+        if !self.met(chip_at_port(port)) {
+            self.bus.pio_write(port, data);
+        }
+    }
+    fn mmio_read(&self, gpa: u64, data: &mut [u8]) {
+        if !self.met(chip_at(gpa)) {
+            self.bus.mmio_read(gpa, data);
+        }
+    }
+    fn mmio_write(&self, gpa: u64, data: &[u8]) {
+        if !self.met(chip_at(gpa)) {
+            self.bus.mmio_write(gpa, data);
+        }
+    }
+}
+
+/// The software CPU of one vCPU.
+pub(super) struct Finisher {
+    cpu: Box<Cpu>,
+    bus: Arc<Guard>,
+}
+
+impl Finisher {
+    /// Makes the software CPU of vCPU `index`.
+    pub(super) fn new(vm: &Shared, index: u32) -> Self {
+        let slots = lock(&vm.slots);
+        let mut machine = lock(&vm.machine);
+        let machine = machine.get_or_insert_with(|| {
+            let bus = Arc::new(Guard { bus: vm.bus.clone(), met: Mutex::default() });
+            let shared = SoftShared::new(vm.memory.clone(), bus.clone(), vm.vcpus);
+            shared.leave_chips_to_bus();
+            shared.set_overlays(slots.extra().map(region));
+            Machine { shared, bus }
+        });
+        Self { cpu: Cpu::new(machine.shared.clone(), index), bus: machine.bus.clone() }
+    }
+
+    /// Executes the one instruction at `state`'s RIP, in this vCPU's thread.
+    pub(super) fn finish(&mut self, state: &mut VcpuState) -> Finished {
+        let finished = finish_instruction(state, &mut self.cpu);
+        self.bus.take().map_or(finished, Finished::KernelsChip)
+    }
 }
 
 /// Shows the software CPUs, if there are any, the slots that lie over RAM. When it returns none of them
@@ -74,12 +165,11 @@ pub(super) fn software_cpu(vm: &Shared, index: u32) -> Box<Cpu> {
 /// looks again afterwards.
 pub(super) fn show_slots(vm: &Shared, slots: &Slots) {
     if let Some(machine) = lock(&vm.machine).as_ref() {
-        machine.set_overlays(slots.extra().map(region));
+        machine.shared.set_overlays(slots.extra().map(region));
     }
 }
 
-/// Executes the one instruction at `state`'s RIP.
-pub(super) fn finish_instruction(state: &mut VcpuState, cpu: &mut Cpu) -> Finished {
+fn finish_instruction(state: &mut VcpuState, cpu: &mut Cpu) -> Finished {
     let shared = cpu.shared.clone();
     shared.enter_guest(cpu.index);
     cpu.take_mail();

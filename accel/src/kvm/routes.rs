@@ -1,12 +1,16 @@
-//! Interrupts that eventfds raise: IOAPIC pins by their number, messages by routes of their own.
+//! Where interrupts go: lines to the PIC pair and the IOAPIC, messages of eventfds by routes of their own.
 //!
 //! ```text
-//!   GSI  0..16   PIC pair and IOAPIC pin      fixed
+//!   GSI  0       PIC IRQ 0 and IOAPIC pin 2   fixed: the PIT; the MADT overrides IRQ 0 so
+//!   GSI  1       PIC and IOAPIC pin           fixed
+//!   GSI  2       nothing: the PIC's cascade   fixed
+//!   GSI  3..16   PIC pair and IOAPIC pin      fixed
 //!   GSI 16..24   IOAPIC pin                   fixed
 //!   GSI 24..     a message each               made by add, freed by remove
 //! ```
 //!
-//! The kernel takes the table as a whole, so it is written again for each change.
+//! The kernel takes the table as a whole, so it is written again for each change. Its own first table
+//! has the PIT at pin 0, so ours is written before a vCPU runs.
 
 use std::os::fd::{AsRawFd, RawFd};
 
@@ -25,6 +29,9 @@ use crate::vm::{Msi, Trigger};
 /// Pins of the IOAPIC.
 pub(super) const PINS: u32 = 24;
 
+/// The pin that the PIT's IRQ 0 is wired to.
+const PIT_PIN: u32 = 2;
+
 struct Binding {
     fd: RawFd,
     trigger: Trigger,
@@ -39,8 +46,11 @@ pub(super) struct Routes {
 }
 
 impl Routes {
-    pub(super) fn new(limit: usize) -> Self {
-        Self { bindings: Vec::new(), limit }
+    /// Installs what a PC always has.
+    pub(super) fn new(vm: &VmFd, limit: usize) -> Result<Self> {
+        let routes = Self { bindings: Vec::new(), limit };
+        routes.write(vm)?;
+        Ok(routes)
     }
 
     pub(super) fn add(&mut self, vm: &VmFd, fd: &EventFd, trigger: Trigger) -> Result<()> {
@@ -112,9 +122,12 @@ fn table(messages: impl Iterator<Item = (u32, Msi)>) -> Vec<kvm_irq_routing_entr
         },
         ..Default::default()
     };
-    let master = (0..8).map(|i| pin(i, KVM_IRQCHIP_PIC_MASTER, i));
+    // Nothing raises IRQ 2, which is the slave's place at the master.
+    let master = (0..8).filter(|i| *i != 2).map(|i| pin(i, KVM_IRQCHIP_PIC_MASTER, i));
     let slave = (8..16).map(|i| pin(i, KVM_IRQCHIP_PIC_SLAVE, i - 8));
-    let ioapic = (0..PINS).map(|i| pin(i, KVM_IRQCHIP_IOAPIC, i));
+    let ioapic = (0..PINS)
+        .filter(|i| *i != PIT_PIN)
+        .map(|i| pin(i, KVM_IRQCHIP_IOAPIC, if i == 0 { PIT_PIN } else { i }));
     let messages = messages.map(|(gsi, msi)| kvm_irq_routing_entry {
         gsi,
         type_: KVM_IRQ_ROUTING_MSI,
@@ -139,11 +152,27 @@ mod tests {
     fn the_table_has_the_pc_and_the_messages() {
         let msi = Msi { address: 0x1_fee0_1000, data: 0x4041 };
         let table = table([(24, msi)].into_iter());
-        assert_eq!(table.len(), 16 + 24 + 1);
-        let last = table[40];
+        assert_eq!(table.len(), 15 + 23 + 1);
+        let last = table[38];
         assert_eq!((last.gsi, last.type_), (24, KVM_IRQ_ROUTING_MSI));
         // SAFETY: a message's entry, by its type.
         let msi = unsafe { last.u.msi };
         assert_eq!((msi.address_lo, msi.address_hi, msi.data), (0xfee0_1000, 1, 0x4041));
+    }
+
+    #[test]
+    fn lines_go_where_the_madt_says() {
+        let table = table([].into_iter());
+        let of = |gsi: u32| -> Vec<(u32, u32)> {
+            let entries = table.iter().filter(|entry| entry.gsi == gsi);
+            // SAFETY: all are chips' pins: there is no message in the table.
+            let pins = entries.map(|entry| unsafe { entry.u.irqchip });
+            pins.map(|pin| (pin.irqchip, pin.pin)).collect()
+        };
+        assert_eq!(of(0), [(KVM_IRQCHIP_PIC_MASTER, 0), (KVM_IRQCHIP_IOAPIC, 2)]);
+        assert_eq!(of(2), [], "pin 2 is the PIT's alone");
+        assert_eq!(of(4), [(KVM_IRQCHIP_PIC_MASTER, 4), (KVM_IRQCHIP_IOAPIC, 4)]);
+        assert_eq!(of(9), [(KVM_IRQCHIP_PIC_SLAVE, 1), (KVM_IRQCHIP_IOAPIC, 9)]);
+        assert_eq!(of(23), [(KVM_IRQCHIP_IOAPIC, 23)]);
     }
 }

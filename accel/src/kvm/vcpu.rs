@@ -20,17 +20,16 @@ use kvm_bindings::{
     CpuId, KVM_EXIT_FAIL_ENTRY, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_INTR, KVM_EXIT_IO,
     KVM_EXIT_IO_OUT, KVM_EXIT_IOAPIC_EOI, KVM_EXIT_IRQ_WINDOW_OPEN, KVM_EXIT_MMIO,
     KVM_EXIT_SET_TPR, KVM_EXIT_SHUTDOWN, KVM_EXIT_SYSTEM_EVENT, KVM_EXIT_TPR_ACCESS,
-    KVM_INTERNAL_ERROR_EMULATION, KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET,
-    KVM_SYSTEM_EVENT_SHUTDOWN, kvm_run,
+    KVM_INTERNAL_ERROR_EMULATION, KVM_MAX_CPUID_ENTRIES, KVM_SYSTEM_EVENT_CRASH,
+    KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN, kvm_cpuid_entry2, kvm_run,
 };
 use kvm_ioctls::VcpuFd;
 use lodge_memory::Bus;
-use lodge_softcpu::Cpu;
 
-use super::finish::Finished;
+use super::finish::{Finished, Finisher};
 use super::gate::Handle;
 use super::vm::Shared;
-use super::{cpuid, exits, finish, msrs, refused, state};
+use super::{cpuid, exits, msrs, refused, state};
 use crate::error::{Error, Result};
 use crate::state::VcpuState;
 use crate::vm::{Exit, Kick, Vcpu};
@@ -86,7 +85,7 @@ pub struct KvmVcpu {
     /// It was stopped, and the guest is not told of the gap yet.
     paused: bool,
     /// For instructions that KVM lacks; made when the first one comes.
-    software: Option<Box<Cpu>>,
+    software: Option<Finisher>,
 }
 
 impl KvmVcpu {
@@ -98,11 +97,14 @@ impl KvmVcpu {
         // SAFETY: the page is mapped until the vCPU is dropped, which detaches first.
         let handle = unsafe { Handle::new(page.immediate_exit()) };
         let tsc_khz = fd.get_tsc_khz().ok().filter(|khz| *khz != 0);
-        let table = cpuid::build(&vm.supported_cpuid, &vm.cpu_facts(index, tsc_khz));
+        let mut table = cpuid::build(&vm.supported_cpuid, &vm.cpu_facts(index, tsc_khz));
         let signature = table.iter().find(|leaf| leaf.function == 1).map_or(0, |leaf| leaf.eax);
-        let table = CpuId::from_entries(&table)
-            .map_err(|e| refused("a list of CPUID leaves")(io::Error::other(e)))?;
-        fd.set_cpuid2(&table).map_err(refused(step("setting CPUID of")))?;
+        set_cpuid(&fd, index, &table)?;
+        if let Ok(shown) = fd.get_cpuid2(KVM_MAX_CPUID_ENTRIES)
+            && cpuid::take_back(&mut table, shown.as_slice())
+        {
+            set_cpuid(&fd, index, &table)?;
+        }
         state::reset_registers(&fd, index, signature)?;
         reset_msrs(&fd)?;
         reset_lapic(&fd, index)?;
@@ -245,13 +247,18 @@ impl KvmVcpu {
             after.events.exception = None;
         }
         let (vm, index) = (&self.vm, self.index);
-        let cpu = self.software.get_or_insert_with(|| finish::software_cpu(vm, index));
-        let finished = finish::finish_instruction(&mut after, cpu);
-        tracing::trace!("vCPU {index} finished in software {}", exits::place(&before));
-        if finished == Finished::Shutdown {
-            return Ok(Next::Return(Exit::Shutdown));
+        let software = self.software.get_or_insert_with(|| Finisher::new(vm, index));
+        let finished = software.finish(&mut after);
+        tracing::trace!(
+            "vCPU {index} finished in software: {}, {}",
+            exits::instruction(&internal.data[..(internal.ndata as usize).min(internal.data.len())]),
+            exits::place(&before)
+        );
+        match finished {
+            Finished::Done => state::restore_changes(&self.fd, &self.vm.layout, &before, &after)?,
+            Finished::Shutdown => return Ok(Next::Return(Exit::Shutdown)),
+            Finished::KernelsChip(chip) => return Err(self.broken(&exits::lacking(chip))),
         }
-        state::restore_changes(&self.fd, &self.vm.layout, &before, &after)?;
         Ok(Next::Again)
     }
 
@@ -309,6 +316,12 @@ fn access_in_parts(bus: &dyn Bus, mut gpa: u64, mut data: &mut [u8], write: bool
         gpa = gpa.wrapping_add(part as u64);
         data = rest;
     }
+}
+
+fn set_cpuid(fd: &VcpuFd, index: u32, table: &[kvm_cpuid_entry2]) -> Result<()> {
+    let table = CpuId::from_entries(table)
+        .map_err(|e| refused("a list of CPUID leaves")(io::Error::other(e)))?;
+    fd.set_cpuid2(&table).map_err(refused(format!("setting CPUID of vCPU {index}")))
 }
 
 /// What firmware would set and direct boot relies on; a host that lacks one of them is left as it is.

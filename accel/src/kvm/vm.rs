@@ -116,8 +116,8 @@ impl Kvm {
         });
         lock(&shared.slots).apply(&shared.fd, &shared.gate)?;
         Ok(Arc::new(KvmVm {
+            routes: Mutex::new(Routes::new(&shared.fd, routes)?),
             shared,
-            routes: Mutex::new(Routes::new(routes)),
             created: Mutex::default(),
             capabilities: Capabilities {
                 name: "kvm",

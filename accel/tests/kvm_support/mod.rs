@@ -198,10 +198,18 @@ impl Machine {
         let watchdog = Watchdog::new(vcpu.kicker());
         while !self.bus.done.load(Ordering::SeqCst) {
             let exit = vcpu.run().unwrap();
-            assert_eq!(exit, Exit::Kicked, "{:x?}", vcpu.state().unwrap());
-            assert!(!watchdog.barked(), "the guest hangs: {:x?}", vcpu.state().unwrap());
+            assert_eq!(exit, Exit::Kicked, "{}", registers(vcpu));
+            assert!(!watchdog.barked(), "the guest hangs: {}", registers(vcpu));
         }
     }
+}
+
+fn registers(vcpu: &mut dyn Vcpu) -> String {
+    let s = vcpu.state().unwrap();
+    format!(
+        "RIP {:#x}, GPRs {:x?}, CR0 {:#x}, CR2 {:#x}, CS {:x?}, {:x?}",
+        s.rip, s.gprs, s.cr0, s.cr2, s.segments[1], s.events
+    )
 }
 
 /// Kicks a vCPU that takes far too long.

@@ -45,6 +45,8 @@ pub struct Chip {
     pit_deadline: AtomicU64,
     /// Whose turn it is among equals in lowest-priority delivery.
     turn: AtomicU32,
+    /// The machine's chips are somebody else's, behind the bus.
+    elsewhere: AtomicBool,
 }
 
 /// Saved state of all of it.
@@ -73,6 +75,7 @@ impl Default for Chip {
             intr: AtomicBool::new(false),
             pit_deadline: AtomicU64::new(NEVER),
             turn: AtomicU32::new(0),
+            elsewhere: AtomicBool::new(false),
         }
     }
 }
@@ -206,8 +209,21 @@ impl Shared {
 
     // Registers.
 
+    /// The machine's interrupt controllers and PIT are not these ones but somebody else's (KVM's): from now on their
+    /// registers and ports are the bus's.
+    pub fn leave_chips_to_bus(&self) {
+        self.chip.elsewhere.store(true, Ordering::Relaxed);
+    }
+
+    fn chips_are_elsewhere(&self) -> bool {
+        self.chip.elsewhere.load(Ordering::Relaxed)
+    }
+
     /// A load by vCPU `me` from the LAPIC's or IOAPIC's registers; false if `gpa` is none of them.
     pub fn chip_mmio_read(&self, me: u32, gpa: u64, buf: &mut [u8]) -> bool {
+        if self.chips_are_elsewhere() {
+            return false;
+        }
         if let Some(offset) = gpa.checked_sub(IOAPIC_BASE).filter(|o| *o < IOAPIC_SIZE) {
             lock(&self.chip.ioapic).read(offset, buf);
             return true;
@@ -225,6 +241,9 @@ impl Shared {
 
     /// A store by vCPU `me` to the LAPIC's or IOAPIC's registers; false if `gpa` is none of them.
     pub fn chip_mmio_write(&self, me: u32, gpa: u64, buf: &[u8]) -> bool {
+        if self.chips_are_elsewhere() {
+            return false;
+        }
         if let Some(offset) = gpa.checked_sub(IOAPIC_BASE).filter(|o| *o < IOAPIC_SIZE) {
             let mut ioapic = lock(&self.chip.ioapic);
             ioapic.write(offset, buf, &mut |m: Message| self.deliver(m));
@@ -245,7 +264,7 @@ impl Shared {
 
     /// `IN` from the PIC's or PIT's ports; false if `port` is none of them.
     pub fn chip_pio_read(&self, port: u16, buf: &mut [u8]) -> bool {
-        if !claims(port) {
+        if self.chips_are_elsewhere() || !claims(port) {
             return false;
         }
         // A wider access is several of a byte, as on the ISA bus.
@@ -267,7 +286,7 @@ impl Shared {
 
     /// `OUT` to the PIC's or PIT's ports; false if `port` is none of them.
     pub fn chip_pio_write(&self, port: u16, buf: &[u8]) -> bool {
-        if !claims(port) {
+        if self.chips_are_elsewhere() || !claims(port) {
             return false;
         }
         for (i, &byte) in buf.iter().enumerate() {
