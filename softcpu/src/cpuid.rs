@@ -44,8 +44,8 @@ const LEAF_1_ECX: u32 = bits(&[0, 9, 13, 17, 19, 20, 21, 23, 24, 26, 31]);
 /// SSE2, self snoop.
 const LEAF_1_EDX: u32 =
     bits(&[0, 1, 2, 3, 4, 5, 6, 7, 8, 11, 12, 13, 14, 15, 16, 17, 19, 23, 24, 25, 26, 27]);
-/// FSGSBASE, TSC_ADJUST, SMEP, ERMS, INVPCID, SMAP.
-const LEAF_7_EBX: u32 = bits(&[0, 1, 7, 9, 10, 20]);
+/// FSGSBASE, TSC_ADJUST, SMEP, ERMS, INVPCID, no FCS and FDS, SMAP.
+const LEAF_7_EBX: u32 = bits(&[0, 1, 7, 9, 10, 13, 20]);
 /// UMIP.
 const LEAF_7_ECX: u32 = bits(&[2]);
 /// Fast short REP MOV, IBRS and IBPB, STIBP, ARCH_CAPABILITIES.

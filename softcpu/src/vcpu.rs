@@ -22,6 +22,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
+use iced_x86::FlowControl;
+
 use crate::FUEL;
 use crate::chip::lapic;
 use crate::clock;
@@ -284,9 +286,11 @@ impl Vcpu {
         }
         cpu.retired += 1;
         match fetch_and_execute(cpu) {
-            Ok(()) => {
+            Ok(insn) => {
                 // MOV SS holds the trap for one instruction (SDM volume 3, 6.8.3); STI, which changes IF, does not.
-                let held = cpu.inhibit.shadow && cpu.sys_flags & flags::IF == interrupts;
+                // A software interrupt clears TF for its handler, so no trap follows it.
+                let held = cpu.inhibit.shadow && cpu.sys_flags & flags::IF == interrupts
+                    || insn.flow_control() == FlowControl::Interrupt;
                 if stepping && !held {
                     cpu.pending_debug |= DR6_BS;
                     cpu.inhibit.shadow = false;
@@ -357,7 +361,7 @@ impl Vcpu {
     fn one(&mut self) -> Result<(), Shutdown> {
         self.cpu.fuel -= 1;
         match fetch_and_execute(&mut self.cpu) {
-            Ok(()) => Ok(()),
+            Ok(_) => Ok(()),
             Err(fault) => {
                 // What follows is another context: events are looked at first.
                 self.cpu.leave = true;

@@ -21,7 +21,7 @@ use crate::fault::{Exec, Fault};
 use crate::state::{Cpu, seg};
 
 /// Bytes of decoded code that a vCPU keeps.
-const CAPACITY: usize = 8 << 20;
+const CAPACITY: usize = 7 << 20;
 
 /// Where code lies and how it runs.
 #[derive(PartialEq, Eq, Hash, Clone, Copy)]

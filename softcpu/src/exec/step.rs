@@ -39,13 +39,14 @@ pub enum EmulateError {
 pub fn emulate_one(cpu: &mut Cpu) -> Result<(), EmulateError> {
     let rip = cpu.rip;
     match fetch_and_execute(cpu) {
-        Ok(()) => Ok(()),
+        Ok(_) => Ok(()),
         Err(fault) => cpu.raise(fault).map_err(|source| EmulateError::Shutdown { rip, source }),
     }
 }
 
-/// As [`emulate_one`], but gives the fault instead of raising it. RIP is then the instruction's.
-pub fn fetch_and_execute(cpu: &mut Cpu) -> Exec {
+/// As [`emulate_one`], but gives the fault instead of raising it, or the instruction. RIP is the instruction's after a
+/// fault.
+pub fn fetch_and_execute(cpu: &mut Cpu) -> Exec<Instruction> {
     let insn = fetch_and_decode(cpu)?;
     // EIP wraps; IP does not: behind FFFFh is the end of the segment.
     cpu.next_rip = match cpu.mode.bits {
@@ -56,7 +57,7 @@ pub fn fetch_and_execute(cpu: &mut Cpu) -> Exec {
     cpu.sys_flags &= !flags::RF;
     execute(cpu, &insn)?;
     cpu.rip = cpu.next_rip;
-    Ok(())
+    Ok(insn)
 }
 
 /// Decodes the instruction at CS:RIP. Only the pages that its bytes lie in can fault.

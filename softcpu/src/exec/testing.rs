@@ -262,7 +262,7 @@ impl Machine {
 
     /// Executes one instruction that must not fault, or says how it does.
     pub fn step(&mut self) -> Exec {
-        super::step::fetch_and_execute(&mut self.cpu)
+        super::step::fetch_and_execute(&mut self.cpu).map(drop)
     }
 
     /// The vector whose handler is next.
