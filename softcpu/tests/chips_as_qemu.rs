@@ -282,6 +282,9 @@ fn in_qemu(name: &str, rom: &[u8]) -> Vec<u8> {
     told
 }
 
+/// How often QEMU may answer otherwise.
+const QEMU_TRIES: usize = 4;
+
 /// Runs `test` on both machines.
 fn compare(name: &str, test: impl FnOnce(&mut Asm)) {
     let found = ["/usr/bin", "/usr/local/bin"]
@@ -292,9 +295,18 @@ fn compare(name: &str, test: impl FnOnce(&mut Asm)) {
         return;
     }
     let rom = rom(test);
-    let (ours, theirs) = (here(&rom), in_qemu(name, &rom));
-    assert!(!theirs.is_empty(), "QEMU's guest told nothing");
-    assert_eq!(ours, theirs, "ours {ours:02x?}, QEMU's {theirs:02x?}");
+    let ours = here(&rom);
+    // On a busy host QEMU's timers come late, and now and then an interrupt comes twice: it is asked again then.
+    let mut answers = Vec::new();
+    for _ in 0..QEMU_TRIES {
+        let theirs = in_qemu(name, &rom);
+        assert!(!theirs.is_empty(), "QEMU's guest told nothing");
+        if ours == theirs {
+            return;
+        }
+        answers.push(theirs);
+    }
+    panic!("ours {ours:02x?}, QEMU's {answers:02x?}");
 }
 
 // The tests.

@@ -74,13 +74,13 @@ fn tests(args: &Args, bin: &Path) -> Result<ExitCode> {
     command.args(["--color", if colour { "always" } else { "never" }]);
     eprintln!("xtask: {}", shown(&command));
     let mut child = command.stderr(Stdio::piped()).spawn().context("cannot run `cargo nextest`")?;
-    let mut summary = None;
+    let mut summary: Option<(Summary, String)> = None;
     if let Some(stderr) = child.stderr.take() {
         for line in BufReader::new(stderr).split(b'\n') {
             let line = line.context("cannot read what nextest prints")?;
             let line = String::from_utf8_lossy(&line);
             eprintln!("{line}");
-            summary = Summary::parse(&line).or(summary);
+            summary = Summary::parse(&line).map(|it| (it, line.into_owned())).or(summary);
         }
     }
     let status = child.wait().context("cannot wait for nextest")?;
@@ -88,10 +88,12 @@ fn tests(args: &Args, bin: &Path) -> Result<ExitCode> {
     for skip in &skips {
         eprintln!("skipped: {}: {}", skip.test, skip.why);
     }
-    if let Some(summary) = summary {
+    if let Some((summary, line)) = summary {
         let mut tests: Vec<_> = skips.iter().map(|skip| &skip.test).collect();
         tests.dedup();
-        println!("{}", summary.with_skips(tests.len()));
+        eprintln!("{}", summary.with_skips(tests.len()));
+        // The runner's own words come last.
+        eprintln!("{line}");
     }
     Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
