@@ -36,4 +36,4 @@ pub use state::Cpu;
 pub use vcpu::{Exit, Tier, Vcpu};
 
 /// At most so many instructions are executed between two looks at a vCPU's attention word.
-pub const FUEL: i64 = 1000;
+pub const FUEL: i64 = 4000;

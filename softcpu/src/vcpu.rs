@@ -27,7 +27,7 @@ use iced_x86::FlowControl;
 use crate::FUEL;
 use crate::chip::lapic;
 use crate::clock;
-use crate::engine::{Cache, Stop, run_block};
+use crate::engine::{Cache, Link, Op, Stop, jump_index, run_block};
 use crate::events::{DR6_BS, Shutdown};
 use crate::exec::step::fetch_and_execute;
 use crate::fault::Fault;
@@ -316,25 +316,22 @@ impl Vcpu {
             if self.cache.make_room(&mut self.cpu) {
                 link = None;
             }
-            let found = match self.cache.find(&mut self.cpu) {
-                Ok(Some(found)) => found,
-                Ok(None) => {
-                    self.one()?;
-                    link = None;
-                    if self.wants_out() {
-                        return Ok(());
+            let entry = match self.known(&link) {
+                Some(entry) => entry,
+                None => match self.find(link.take())? {
+                    Found::Block(entry) => entry,
+                    Found::Nothing => {
+                        self.one()?;
+                        if self.wants_out() {
+                            return Ok(());
+                        }
+                        continue;
                     }
-                    continue;
-                }
-                Err(fault) => return self.cpu.raise(fault),
+                    Found::Trouble => return Ok(()),
+                },
             };
-            // `find` may have taken mail that drops what it found.
-            if self.cpu.leave {
-                return Ok(());
-            }
-            self.cache.connect(&mut self.cpu, found, link.take());
-            // SAFETY: `found` is a block of this vCPU's cache, looked up under its present mode and mappings.
-            unsafe { run_block(&mut self.cpu, found.entry) };
+            // SAFETY: a block of this vCPU's cache, looked up under its present mode and mappings.
+            unsafe { run_block(&mut self.cpu, entry) };
             match self.cpu.stop {
                 Stop::Lookup => {}
                 Stop::Resolve => link = Some((self.cpu.link, self.cpu.link_way)),
@@ -348,6 +345,31 @@ impl Vcpu {
                 return Ok(());
             }
         }
+    }
+
+    /// The block at RIP if the jump cache has it and no link waits to be led there.
+    fn known(&self, link: &Option<PendingLink>) -> Option<*const Op> {
+        let jump = &self.cpu.jumps[jump_index(self.cpu.rip)];
+        let hit = jump.rip == self.cpu.rip && jump.key == self.cpu.jump_key && link.is_none();
+        hit.then_some(jump.target)
+    }
+
+    /// The block at RIP from the cache, decoded if need be, with `link` and the jump cache leading there.
+    fn find(&mut self, link: Option<PendingLink>) -> Result<Found, Shutdown> {
+        let found = match self.cache.find(&mut self.cpu) {
+            Ok(Some(found)) => found,
+            Ok(None) => return Ok(Found::Nothing),
+            Err(fault) => {
+                self.cpu.raise(fault)?;
+                return Ok(Found::Trouble);
+            }
+        };
+        // Decoding may have taken mail that drops what was found.
+        if self.cpu.leave {
+            return Ok(Found::Trouble);
+        }
+        self.cache.connect(&mut self.cpu, found, link);
+        Ok(Found::Block(found.entry))
     }
 
     fn wants_out(&self) -> bool {
@@ -379,6 +401,18 @@ impl Vcpu {
             self.cache.drop_page(page);
         }
     }
+}
+
+/// A link of the block that was left, and which of its ways was to be gone.
+type PendingLink = (*mut Link, usize);
+
+/// What looking for a block came to.
+enum Found {
+    Block(*const Op),
+    /// There is none to be had: the instruction is executed by itself.
+    Nothing,
+    /// A fault was raised, or something else is to be looked at first.
+    Trouble,
 }
 
 impl Cpu {

@@ -10,10 +10,8 @@ mod op;
 mod sse_ops;
 
 pub(crate) use cache::Cache;
-pub(crate) use flow_ops::{JUMPS, Jump};
-pub(crate) use op::{Link, Stop};
-
-use op::Op;
+pub(crate) use flow_ops::{JUMPS, Jump, jump_index};
+pub(crate) use op::{Link, Op, Stop};
 
 use crate::state::Cpu;
 
