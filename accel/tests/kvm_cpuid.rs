@@ -5,14 +5,7 @@ mod kvm_support;
 use iced_x86::code_asm::*;
 use kvm_support::*;
 
-const LEAVES: [(u32, u32); 6] = [
-    (0, 0),
-    (1, 0),
-    (7, 0),
-    (0xd, 0),
-    (0xd, 1),
-    (0xd, 2),
-];
+const LEAVES: [(u32, u32); 6] = [(0, 0), (1, 0), (7, 0), (0xd, 0), (0xd, 1), (0xd, 2)];
 const OUT: u64 = 0x10000;
 
 /// Writes the leaves' registers from OUT on.
