@@ -234,7 +234,7 @@ fn hidden(table: &mut Table, nested: bool) {
 /// without supervisor state (CET: 11, 12; PT: 8; LBR: 15). Where KVM holds nothing but x87 and SSE (no
 /// XSAVE in leaf 1) it is empty, whatever KVM says in it.
 fn xsave(table: &mut Table) {
-    if !table.get(1).is_some_and(|leaf| leaf.ecx & XSAVE != 0) {
+    if table.get(1).is_none_or(|leaf| leaf.ecx & XSAVE == 0) {
         if table.get(0xd).is_some() {
             table.replace(0xd, &[[0; 4]]);
         }

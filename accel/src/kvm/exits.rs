@@ -52,10 +52,10 @@ pub(super) fn instruction(data: &[u64]) -> String {
 }
 
 /// An instruction that KVM lacks and that nobody else can do.
-pub(super) fn lacking(chip: &str) -> String {
+pub(super) fn lacking(what: &str) -> String {
     format!(
-        "this host's KVM lacks the instruction there, which accesses {chip}; only KVM itself can do \
-         that. `--accel soft` runs this guest"
+        "this host's KVM lacks the instruction there, and it {what}. Ways out: a newer host kernel, \
+         or `--accel soft`"
     )
 }
 
@@ -116,7 +116,10 @@ mod tests {
     #[test]
     fn instructions_are_named_by_their_bytes() {
         assert_eq!(instruction(&[1, 0x0102_cb01_0f03, 0]), "[0f, 01, cb]");
-        assert_eq!(instruction(&[1, 0xff, 0]), "[00, 00, 00, 00, 00, 00, 00, 00, 00, 00, 00, 00, 00, 00, 00]");
+        assert_eq!(
+            instruction(&[1, 0xff, 0]),
+            "[00, 00, 00, 00, 00, 00, 00, 00, 00, 00, 00, 00, 00, 00, 00]"
+        );
         for untold in [&[][..], &[0, 0xcb03], &[1]] {
             assert_eq!(instruction(untold), "bytes unknown");
         }

@@ -1,26 +1,27 @@
 //! Finishing an instruction that this host's KVM cannot: one step of the software CPU on the vCPU's
-//! state.
+//! state, and more of them while vector instructions follow, as KVM lacks those next to each other.
 //!
 //! ```text
-//!   KVM_EXIT_INTERNAL_ERROR --> state::save --> Cpu (load) --> emulate_one --> state (store)
-//!                                                                  |               |
-//!                                             guest RAM, slots, bus (as KVM's)     '--> restore_changes
+//!   KVM_EXIT_INTERNAL_ERROR --> state::save_for_step --> Cpu (load) --> step --> state (store)
+//!                                                                    |           |
+//!                                          guest RAM, slots, bus (as KVM's)       '--> restore_changes
 //! ```
 //!
 //! The software CPU reaches the same RAM, slots and bus as the vCPU. The interrupt controllers and the
 //! PIT are the kernel's, and only KVM's own emulation reaches them: an instruction that KVM lacks and that
 //! reads or writes one of them cannot be finished, which [`Finished::KernelsChip`] says. None is known.
 
+use std::sync::Arc;
 use std::sync::Mutex;
 use std::thread::{self, ThreadId};
-use std::sync::Arc;
 
+use iced_x86::{EncodingKind, Instruction, Mnemonic, OpKind};
 use lodge_memory::{Bus, PageTable};
 use lodge_softcpu::events::DR6_BS;
-use lodge_softcpu::exec::step::emulate_one;
+use lodge_softcpu::exec::step::{fetch_and_decode, fetch_and_execute};
 use lodge_softcpu::shared::PhysRegion;
 use lodge_softcpu::state::{self as soft, Cpu, FxState};
-use lodge_softcpu::{Shared as SoftShared, flags};
+use lodge_softcpu::{Fault, Shared as SoftShared, flags};
 
 use super::gate::lock;
 use super::slots::Slots;
@@ -32,8 +33,9 @@ use crate::vm::MemorySlot;
 const XSTATE_BV: usize = 512;
 const X87_AND_SSE: u8 = 3;
 
-/// MSRs that instructions read or write by themselves: SYSENTER, PAT, SYSCALL, SWAPGS, RDTSCP.
-const MSRS: [u32; 10] = [
+/// MSRs that instructions read or write by themselves: TSC, SYSENTER, PAT, SYSCALL, SWAPGS, RDTSCP.
+pub(super) const MSRS: [u32; 11] = [
+    IA32_TSC,
     0x174,
     0x175,
     0x176,
@@ -46,6 +48,9 @@ const MSRS: [u32; 10] = [
     0xc000_0103,
 ];
 const IA32_TSC: u32 = 0x10;
+/// At most so many instructions at a time: interrupts wait meanwhile.
+const BATCH: usize = 64;
+const CR4_OSXSAVE: u64 = 1 << 18;
 
 /// How the instruction ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,6 +61,8 @@ pub(super) enum Finished {
     Shutdown,
     /// It accesses this chip, which is in the kernel. The state is of no use.
     KernelsChip(&'static str),
+    /// It is AVX, which the guest has and the software CPU has not. Nothing was done.
+    Beyond,
 }
 
 /// The software CPUs' view of the VM.
@@ -174,21 +181,70 @@ fn finish_instruction(state: &mut VcpuState, cpu: &mut Cpu) -> Finished {
     shared.enter_guest(cpu.index);
     cpu.take_mail();
     load(cpu, state);
+    let finished = step(cpu);
+    if finished == Finished::Done {
+        follow(cpu);
+    }
+    store(cpu, state);
+    shared.leave_guest(cpu.index);
+    finished
+}
+
+/// Executes one instruction, with its exception or trap if it has one.
+fn step(cpu: &mut Cpu) -> Finished {
     let stepping = cpu.rflags() & flags::TF != 0;
-    let mut ended = emulate_one(cpu).is_ok();
+    let mut ended = match fetch_and_execute(cpu) {
+        Ok(_) => true,
+        Err(Fault::UD) if beyond(cpu) => return Finished::Beyond,
+        Err(fault) => cpu.raise(fault).is_ok(),
+    };
     if stepping {
         cpu.pending_debug |= DR6_BS;
     }
     if ended && cpu.pending_debug != 0 {
         ended = cpu.debug_trap().is_ok();
     }
-    store(cpu, state);
-    shared.leave_guest(cpu.index);
     if ended && cpu.activity != soft::Activity::Shutdown {
         Finished::Done
     } else {
         Finished::Shutdown
     }
+}
+
+/// Whether the instruction at RIP has a VEX or EVEX prefix and the guest has switched AVX on.
+fn beyond(cpu: &mut Cpu) -> bool {
+    let avx = cpu.cr4 & CR4_OSXSAVE != 0 && cpu.xcr0 & 6 == 6;
+    avx && fetch_and_decode(cpu).is_ok_and(|insn| {
+        let code = insn.op_code();
+        code.mnemonic() != Mnemonic::INVALID && code.encoding() != EncodingKind::Legacy
+    })
+}
+
+/// Executes the vector instructions that follow. What is not a plain success is left to KVM: a fault has
+/// changed nothing, and the software CPU may know less than the CPU under KVM.
+fn follow(cpu: &mut Cpu) {
+    for _ in 1..BATCH {
+        let quiet = cpu.rflags() & flags::TF == 0
+            && cpu.pending_debug == 0
+            && cpu.activity == soft::Activity::Running;
+        let cr2 = cpu.cr2;
+        cpu.inhibit.shadow = false;
+        let done = quiet
+            && fetch_and_decode(cpu).is_ok_and(|insn| is_vector(&insn))
+            && fetch_and_execute(cpu).is_ok();
+        if !done {
+            cpu.cr2 = cr2;
+            return;
+        }
+    }
+}
+
+/// Whether it names an XMM or MMX register.
+fn is_vector(insn: &Instruction) -> bool {
+    (0..insn.op_count()).any(|i| {
+        let register = insn.op_register(i);
+        insn.op_kind(i) == OpKind::Register && (register.is_xmm() || register.is_mm())
+    })
 }
 
 fn region(slot: &MemorySlot) -> PhysRegion {
@@ -222,7 +278,7 @@ fn load(cpu: &mut Cpu, state: &VcpuState) {
     cpu.inhibit = soft::Inhibit { shadow: false, nmi: state.events.nmi_masked };
     fx_to(&mut cpu.fx, &state.xsave);
     for (index, value) in &state.msrs {
-        if MSRS.contains(index) || *index == IA32_TSC {
+        if MSRS.contains(index) {
             // One that the software CPU does not take keeps what it had; nothing here reads it.
             let _ = cpu.restore_msr(*index, *value);
         }
@@ -256,7 +312,7 @@ fn store(cpu: &mut Cpu, state: &mut VcpuState) {
     }
     fx_from(&cpu.fx, &mut state.xsave);
     for (index, value) in &mut state.msrs {
-        if MSRS.contains(index)
+        if *index != IA32_TSC
             && let Ok(now) = cpu.read_msr(*index)
         {
             *value = now;

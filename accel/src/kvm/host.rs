@@ -140,7 +140,9 @@ impl Kvm {
         let path = self.path.display();
         let version = self.fd.get_api_version();
         if version < 0 {
-            return Err(Error::Unavailable(format!("{path} is not a KVM device")));
+            return Err(Error::Unavailable(format!(
+                "{path} is not a KVM device: it must be character device 10, 232 (`ls -l {path}`)"
+            )));
         }
         if version != KVM_API_VERSION as i32 {
             return Err(Error::Unavailable(format!(
@@ -327,6 +329,31 @@ mod tests {
         let groups = "root:x:0:\nkvm:x:106:me,you\n";
         assert_eq!(group_name(106, groups).as_deref(), Some("kvm"));
         assert_eq!(group_name(7, groups), None);
+    }
+
+    /// The test's process may be root's, who may open everything: then without that right.
+    #[test]
+    fn a_device_without_rights_is_refused() {
+        use std::os::unix::fs::PermissionsExt;
+        let path = std::env::temp_dir().join(format!("lodge-kvm-{}", std::process::id()));
+        std::fs::write(&path, "").unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0)).unwrap();
+        let attempt = path.clone();
+        // Rights are a thread's, and end with it.
+        let result = std::thread::spawn(move || {
+            // SAFETY: plain system calls that change this thread alone.
+            unsafe {
+                if libc::geteuid() == 0 {
+                    assert_eq!(libc::syscall(libc::SYS_setresuid, -1, 65534, -1), 0);
+                }
+            }
+            Kvm::open_at(&attempt).map(drop)
+        })
+        .join()
+        .unwrap();
+        std::fs::remove_file(&path).unwrap();
+        let Err(Error::Unavailable(why)) = result else { panic!("it was opened: {result:?}") };
+        assert!(why.contains("no right to use") && why.contains("chmod 660"), "{why}");
     }
 
     #[test]

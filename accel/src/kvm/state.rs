@@ -39,6 +39,15 @@ pub(super) struct Layout {
 
 pub(super) fn save(vcpu: &VcpuFd, layout: &Layout) -> Result<VcpuState> {
     let mp_state = vcpu.get_mp_state().map_err(refused("reading what a vCPU does"))?;
+    let mut state = save_for_step(vcpu, layout, &layout.msrs)?;
+    let lapic = vcpu.get_lapic().map_err(refused("reading the local APIC"))?;
+    state.lapic = lapic.regs.iter().map(|byte| *byte as u8).collect();
+    state.activity = activity_from(mp_state.mp_state);
+    Ok(state)
+}
+
+/// What an instruction can depend on, of a vCPU that is running: no local APIC, and only these MSRs.
+pub(super) fn save_for_step(vcpu: &VcpuFd, layout: &Layout, msrs: &[u32]) -> Result<VcpuState> {
     let regs = vcpu.get_regs().map_err(refused("reading registers"))?;
     let sregs = vcpu.get_sregs().map_err(refused("reading system registers"))?;
     let xsave = get_xsave(vcpu, layout)?;
@@ -49,16 +58,14 @@ pub(super) fn save(vcpu: &VcpuFd, layout: &Layout) -> Result<VcpuState> {
         1
     };
     let debug = vcpu.get_debug_regs().map_err(refused("reading debug registers"))?;
-    let lapic = vcpu.get_lapic().map_err(refused("reading the local APIC"))?;
-    let msrs = msrs::get(vcpu, &layout.msrs)?;
+    let msrs = msrs::get(vcpu, msrs)?;
     let events = vcpu.get_vcpu_events().map_err(refused("reading pending events"))?;
     let mut state = VcpuState { xcr0, xsave, msrs, ..Default::default() };
     regs_from(&regs, &mut state);
     sregs_from(&sregs, &mut state);
     state.debug = [debug.db[0], debug.db[1], debug.db[2], debug.db[3], 0, 0, debug.dr6, debug.dr7];
-    state.lapic = lapic.regs.iter().map(|byte| *byte as u8).collect();
     state.events = events_from(&events);
-    state.activity = activity_from(mp_state.mp_state);
+    state.activity = Activity::Running;
     Ok(state)
 }
 

@@ -29,7 +29,7 @@ use lodge_memory::Bus;
 use super::finish::{Finished, Finisher};
 use super::gate::Handle;
 use super::vm::Shared;
-use super::{cpuid, exits, msrs, refused, state};
+use super::{cpuid, exits, finish, msrs, refused, state};
 use crate::error::{Error, Result};
 use crate::state::VcpuState;
 use crate::vm::{Exit, Kick, Vcpu};
@@ -240,7 +240,7 @@ impl KvmVcpu {
         }
         // The kernel may say which bytes it failed on. They are fetched again anyway: the
         // instruction may cross a page, and old kernels say nothing.
-        let before = state::save(&self.fd, &self.vm.layout)?;
+        let before = state::save_for_step(&self.fd, &self.vm.layout, &finish::MSRS)?;
         let mut after = before.clone();
         if matches!(after.events.exception, Some((6, None))) {
             // Kernels that cannot leave the choice to us queue #UD beside the exit.
@@ -251,13 +251,22 @@ impl KvmVcpu {
         let finished = software.finish(&mut after);
         tracing::trace!(
             "vCPU {index} finished in software: {}, {}",
-            exits::instruction(&internal.data[..(internal.ndata as usize).min(internal.data.len())]),
+            exits::instruction(
+                &internal.data[..(internal.ndata as usize).min(internal.data.len())]
+            ),
             exits::place(&before)
         );
         match finished {
             Finished::Done => state::restore_changes(&self.fd, &self.vm.layout, &before, &after)?,
             Finished::Shutdown => return Ok(Next::Return(Exit::Shutdown)),
-            Finished::KernelsChip(chip) => return Err(self.broken(&exits::lacking(chip))),
+            Finished::KernelsChip(chip) => {
+                let what = format!("accesses {chip}, which only KVM itself can do");
+                return Err(self.broken(&exits::lacking(&what)));
+            }
+            Finished::Beyond => {
+                let what = "is one of AVX, which cannot be completed in software";
+                return Err(self.broken(&exits::lacking(what)));
+            }
         }
         Ok(Next::Again)
     }
