@@ -211,13 +211,16 @@ fn step(cpu: &mut Cpu) -> Finished {
     }
 }
 
-/// Whether the instruction at RIP has a VEX or EVEX prefix and the guest has switched AVX on.
+/// Whether the instruction at RIP has a VEX or EVEX prefix and the guest has switched AVX on. Not for
+/// programs: they get the #UD that KVM would give them, so that none of them ends the machine.
 fn beyond(cpu: &mut Cpu) -> bool {
     let avx = cpu.cr4 & CR4_OSXSAVE != 0 && cpu.xcr0 & 6 == 6;
-    avx && fetch_and_decode(cpu).is_ok_and(|insn| {
-        let code = insn.op_code();
-        code.mnemonic() != Mnemonic::INVALID && code.encoding() != EncodingKind::Legacy
-    })
+    let program = cpu.segs[soft::seg::SS].attr >> 5 & 3 == 3;
+    avx && !program
+        && fetch_and_decode(cpu).is_ok_and(|insn| {
+            let code = insn.op_code();
+            code.mnemonic() != Mnemonic::INVALID && code.encoding() != EncodingKind::Legacy
+        })
 }
 
 /// Executes the vector instructions that follow. What is not a plain success is left to KVM: a fault has

@@ -337,7 +337,7 @@ mod tests {
         use std::os::unix::fs::PermissionsExt;
         let path = std::env::temp_dir().join(format!("lodge-kvm-{}", std::process::id()));
         std::fs::write(&path, "").unwrap();
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0)).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o000)).unwrap();
         let attempt = path.clone();
         // Rights are a thread's, and end with it.
         let result = std::thread::spawn(move || {

@@ -129,11 +129,16 @@ impl Kvm {
     }
 }
 
-/// The width of guest-physical addresses: leaf 8000_0008H, which guests are given as the host's KVM has it.
+/// The width of guest-physical addresses that can be used: leaf 8000_0008H, which guests are given as the
+/// host's KVM has it. Bits 23:16 say so where the host's page tables reach less far than its addresses.
 fn physical_bits(supported: &[kvm_cpuid_entry2]) -> u8 {
     let leaf = supported.iter().find(|entry| entry.function == 0x8000_0008);
     // Without the leaf it is 36 bits (SDM volume 3, 4.1.4).
-    leaf.map_or(36, |entry| entry.eax as u8)
+    let Some(leaf) = leaf else { return 36 };
+    match (leaf.eax as u8, (leaf.eax >> 16) as u8) {
+        (all, 0) => all,
+        (all, mapped) => all.min(mapped),
+    }
 }
 
 /// Switches on what is better on, where the kernel has it.
@@ -279,5 +284,21 @@ impl Vm for KvmVm {
 
     fn set_chip_state(&self, state: &ChipState) -> Result<()> {
         chips::restore(&self.shared.fd, state)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_as_wide_as_page_tables_reach() {
+        let bits = |eax| {
+            physical_bits(&[kvm_cpuid_entry2 { function: 0x8000_0008, eax, ..Default::default() }])
+        };
+        assert_eq!(bits(0x3030), 48);
+        assert_eq!(bits(0x30_3934), 48);
+        assert_eq!(bits(0x34_392e), 46);
+        assert_eq!(physical_bits(&[]), 36);
     }
 }
