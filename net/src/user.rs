@@ -20,6 +20,7 @@
 //! passt ends when its end of the socket pair is closed, and so with this process, however that ends. (A signal at the
 //! parent's death would be wrong: it comes when the *thread* that started passt ends.)
 
+mod guard;
 mod passt;
 mod stream;
 

@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::guard::Guard;
 use super::stream::Framed;
 use super::{Forward, GATEWAY, GUEST, Protocol};
 use crate::{Buffer, Error, HEADER_LEN, Result};
@@ -29,6 +30,7 @@ const LINES: usize = 8;
 #[derive(Debug)]
 pub(super) struct Passt {
     child: Child,
+    guard: Option<Guard>,
     lines: Arc<Mutex<VecDeque<String>>>,
     log: Option<thread::JoinHandle<()>>,
 }
@@ -62,12 +64,18 @@ impl Passt {
             ErrorKind::NotFound => Error::NoPasst,
             _ => Error::io("start passt")(e),
         })?;
+        let guard = Guard::new(child.id()).map_err(|e| {
+            // Nobody knows of it yet.
+            let _ = child.kill();
+            let _ = child.wait();
+            Error::io("start a shell to watch over passt")(e)
+        })?;
         let lines = Arc::<Mutex<VecDeque<String>>>::default();
         let log = child.stderr.take().map(|stderr| {
             let lines = lines.clone();
             thread::spawn(move || keep_lines(stderr, &lines))
         });
-        Ok((Self { child, lines, log }, ours))
+        Ok((Self { child, guard: Some(guard), lines, log }, ours))
     }
 
     /// Asks passt for the gateway's hardware address until it answers. What is asked is what a
@@ -112,6 +120,8 @@ impl Passt {
 
     /// Waits until it has ended, by force after a while, and until its last line was read.
     fn finish(&mut self) {
+        // Before the process is waited for: its number is nobody else's until then.
+        self.guard = None;
         let end = Instant::now() + END;
         while matches!(self.child.try_wait(), Ok(None)) {
             if Instant::now() > end {
