@@ -100,17 +100,26 @@ impl HostFacts {
     }
 
     fn gather_interfaces(&mut self) {
-        // Without /sys no interface is known, and validation says that the tap does not exist.
-        let Ok(entries) = fs::read_dir("/sys/class/net") else { return };
-        for entry in entries.flatten() {
-            let Ok(name) = entry.file_name().into_string() else { continue };
-            let set = match is_tap(&entry.path()) {
+        // Without /proc no interface is known, and validation says that the tap does not exist.
+        let list = fs::read_to_string("/proc/self/net/dev").unwrap_or_default();
+        for name in interfaces(&list) {
+            // /sys shows the interfaces of the network namespace that it was mounted in, which need not be ours: what
+            // it does not show may be a tap, and who opens it will tell.
+            let folder = Path::new("/sys/class/net").join(name);
+            let set = match !folder.exists() || is_tap(&folder) {
                 true => &mut self.taps,
                 false => &mut self.other_interfaces,
             };
-            set.insert(name);
+            set.insert(name.to_owned());
         }
     }
+}
+
+/// The names in a `/proc/net/dev`: two lines of headings, then `  name: numbers`.
+fn interfaces(list: &str) -> impl Iterator<Item = &str> {
+    let lines = list.lines().skip(2);
+    // A name can have no colon and no space; an alias (`eth0:1`) is no interface and not listed.
+    lines.filter_map(|line| Some(line.split_once(':')?.0.trim()))
 }
 
 /// An error's text without Rust's `(os error N)`.
@@ -151,6 +160,17 @@ mod tests {
         for bad in ["", "MemTotal: x kB", "MemTotal: 5 MB", "MemTotal: 99999999999999999999 kB"] {
             assert_eq!(parse_meminfo(bad), None, "{bad}");
         }
+    }
+
+    #[test]
+    fn interfaces_are_the_names_of_the_list() {
+        let list = "Inter-|   Receive     |  Transmit\n face |bytes    packets|bytes\n    \
+                    lo:  153 2 0 0\n  tap-a.1: 0 0\n";
+        assert_eq!(interfaces(list).collect::<Vec<_>>(), ["lo", "tap-a.1"]);
+        assert_eq!(interfaces("").count(), 0);
+        let mut facts = HostFacts::default();
+        facts.gather_interfaces();
+        assert!(facts.other_interfaces.contains("lo"), "{facts:?}");
     }
 
     #[test]
