@@ -26,11 +26,11 @@ pub struct Args {
     name: Option<String>,
 
     /// How many vCPUs the guest has [default: 1].
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     cpus: Option<u32>,
 
     /// How much memory the guest has, such as 512M or 4G [default: 1G].
-    #[arg(long, value_name = "SIZE", value_parser = parse::<MemorySize>)]
+    #[arg(long, value_name = "SIZE", value_parser = parse::<MemorySize>, allow_negative_numbers = true)]
     memory: Option<MemorySize>,
 
     /// What runs the vCPUs: auto, kvm or soft [default: auto].
