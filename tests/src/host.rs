@@ -1,7 +1,7 @@
 //! The host's side of a test: programs, images, namespaces, a web server.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -189,4 +189,28 @@ fn answer(mut stream: TcpStream, body: &[u8]) -> std::io::Result<()> {
     let head = format!("HTTP/1.0 200 OK\r\nContent-Length: {}\r\n\r\n", body.len());
     stream.write_all(head.as_bytes())?;
     stream.write_all(body)
+}
+
+/// Asks a web server on the loopback for a thing until it gives one.
+pub fn fetch(port: u16, path: &str) -> Vec<u8> {
+    let mut body = Vec::new();
+    wait_until("a web server answers", || match try_to_fetch(port, path) {
+        Ok(Some(got)) => {
+            body = got;
+            true
+        }
+        _ => false,
+    });
+    body
+}
+
+fn try_to_fetch(port: u16, path: &str) -> std::io::Result<Option<Vec<u8>>> {
+    let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
+    stream.set_read_timeout(Some(patience()))?;
+    write!(stream, "GET {path} HTTP/1.0\r\n\r\n")?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer)?;
+    let end_of_head = answer.windows(4).position(|window| window == b"\r\n\r\n");
+    let good = answer.starts_with(b"HTTP/1.0 200") || answer.starts_with(b"HTTP/1.1 200");
+    Ok(end_of_head.filter(|_| good).map(|at| answer.split_off(at + 4)))
 }

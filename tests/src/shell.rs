@@ -30,11 +30,13 @@ impl Guest {
         self.expect("READY");
     }
 
-    /// Runs a command in the shell.
+    /// Runs a command, one line of at most some 900 bytes, in the shell.
     pub fn run(&mut self, command: &str) -> Output {
-        // The terminal echoes what is typed: the marks look different there.
+        // All in one line, so that no prompt and no echo comes between. The terminal echoes what is typed: the marks
+        // look different there.
+        let quoted = command.replace('\'', "'\\''");
         self.send(&format!(
-            "printf 'LODGE-%s\\n' BEGIN; {command}\nprintf 'LODGE-%s=%s;\\n' END $?\n"
+            "printf 'LODGE-%s\\n' BEGIN; eval '{quoted}'; printf 'LODGE-%s=%s;\\n' END $?\n"
         ));
         self.expect("LODGE-BEGIN\n");
         let text = self.expect("LODGE-END=");
