@@ -1,10 +1,20 @@
 //! Decoded code: the interpreter's fast path.
+//!
+//! | module | subject |
+//! | --- | --- |
+//! | `cache` | a vCPU's blocks: found, decoded, linked, dropped |
+//! | `lower`, `lower_int`, `lower_flow`, `lower_sse` | from instructions to operations (`handlers`: macros for it) |
+//! | `op` | what operations and blocks are made of |
+//! | `int_ops`, `atomic_ops`, `flow_ops`, `sse_ops` | what operations do |
 
 mod atomic_ops;
 mod cache;
 mod flow_ops;
+mod handlers;
 mod int_ops;
 mod lower;
+mod lower_flow;
+mod lower_int;
 mod lower_sse;
 mod op;
 mod sse_ops;
