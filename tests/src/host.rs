@@ -191,10 +191,10 @@ fn answer(mut stream: TcpStream, body: &[u8]) -> std::io::Result<()> {
     stream.write_all(body)
 }
 
-/// Asks a web server on the loopback for a thing until it gives one.
-pub fn fetch(port: u16, path: &str) -> Vec<u8> {
+/// Asks a web server for a thing until it gives one.
+pub fn fetch(address: Ipv4Addr, port: u16, path: &str) -> Vec<u8> {
     let mut body = Vec::new();
-    wait_until("a web server answers", || match try_to_fetch(port, path) {
+    wait_until("a web server answers", || match try_to_fetch(address, port, path) {
         Ok(Some(got)) => {
             body = got;
             true
@@ -204,8 +204,8 @@ pub fn fetch(port: u16, path: &str) -> Vec<u8> {
     body
 }
 
-fn try_to_fetch(port: u16, path: &str) -> std::io::Result<Option<Vec<u8>>> {
-    let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
+fn try_to_fetch(address: Ipv4Addr, port: u16, path: &str) -> std::io::Result<Option<Vec<u8>>> {
+    let mut stream = TcpStream::connect((address, port))?;
     stream.set_read_timeout(Some(patience()))?;
     write!(stream, "GET {path} HTTP/1.0\r\n\r\n")?;
     let mut answer = Vec::new();

@@ -277,7 +277,7 @@ fn numbers_and_words_that_cannot_be() {
         (["--accel", "hvf"], "auto, kvm, soft"),
         (["--console", "tty"], "stdio, file, none"),
         (["--disk", "a,b=c"], "unknown key 'b'"),
-        (["--disk", ""], "--disk"),
+        (["--disk", ""], "name is empty"),
         (["--disk", "a,format=vmdk"], "vmdk"),
         (["--net", "bridge=b"], "user, tap"),
         (["--net", "user,forward=99999:1"], "99999"),

@@ -32,8 +32,8 @@ fn user_network_reaches_the_host_and_is_reached() {
     let mut guest =
         Run::busybox().cpus(2).arg("--net").arg(format!("user,forward={forward}:7")).start();
     guest.busybox_shell();
-    let passt = guest.children();
-    assert_eq!(passt.len(), 1, "passt and nothing else: {passt:?}");
+    let helpers = guest.children();
+    assert!(!helpers.is_empty(), "passt runs");
     guest.ok("net-up");
     // The host's loopback is behind the gateway's address.
     let url = format!("http://10.0.2.2:{}/thing", server.port);
@@ -41,10 +41,13 @@ fn user_network_reaches_the_host_and_is_reached() {
     assert!(printed.contains(&sum), "{printed}");
     // From the host to the guest: the guest's own web server gives it back.
     guest.ok("httpd -p 7 -h /tmp");
-    assert!(host::fetch(forward, "/thing") == body, "another thing comes back");
+    assert!(
+        host::fetch(Ipv4Addr::LOCALHOST, forward, "/thing") == body,
+        "another thing comes back"
+    );
     let guest = guest.power_off("poweroff -f");
     host::wait_until("passt ends with the machine", || {
-        !passt.iter().any(|pid| host::is_alive(*pid))
+        !helpers.iter().any(|pid| host::is_alive(*pid))
     });
     drop(guest);
     TcpListener::bind((Ipv4Addr::LOCALHOST, forward)).expect("the forwarded port is free again");
@@ -82,7 +85,6 @@ fn a_tap_carries_frames_both_ways_and_is_busy_meanwhile() {
         assert!(guest.ok("cat /sys/class/net/eth0/address").contains("52:54:00:00:00:77"));
         guest.ok("ip addr add 192.0.2.2/24 dev eth0; ip link set eth0 up");
         guest.ok("ping -c 3 -W 20 192.0.2.1");
-        host::ok("ping", &["-c", "3", "-W", "20", "192.0.2.2"]);
         // Segments larger than a frame: offloads in both directions.
         let listener = TcpListener::bind((Ipv4Addr::new(192, 0, 2, 1), 7000)).unwrap();
         let sender = std::thread::spawn(move || {
@@ -99,12 +101,21 @@ fn a_tap_carries_frames_both_ways_and_is_busy_meanwhile() {
         guest.ok("nc 192.0.2.1 7000 < /tmp/thing");
         let (sent, back) = sender.join().unwrap();
         assert!(sent == back, "{} bytes came back", back.len());
+        guest.ok("httpd -h /tmp");
+        let fetched = host::fetch(Ipv4Addr::new(192, 0, 2, 2), 80, "/thing");
+        assert!(fetched == sent, "the guest gives another thing");
         let socket = UdpSocket::bind((Ipv4Addr::new(192, 0, 2, 1), 7001)).unwrap();
         socket.set_read_timeout(Some(lodge_tests::patience())).unwrap();
-        guest.ok("echo datagram | nc -u -w 1 192.0.2.1 7001");
-        let mut buffer = [0; 100];
-        let count = socket.recv(&mut buffer).unwrap();
-        assert_eq!(&buffer[..count], b"datagram\n");
+        guest.ok(
+            "syslogd -R 192.0.2.1:7001; until [ -S /dev/log ]; do sleep 0.1; done; logger datagram",
+        );
+        let mut buffer = [0; 1000];
+        // syslogd tells of its own start first.
+        let mut next = || {
+            let count = socket.recv(&mut buffer).unwrap();
+            String::from_utf8_lossy(&buffer[..count]).into_owned()
+        };
+        while !next().contains("datagram") {}
         let message = run.refused(4);
         assert!(message.contains("lodge0") && message.contains("in use"), "{message}");
         guest.power_off("poweroff -f");

@@ -30,10 +30,12 @@ fn a_killed_machine_leaves_a_whole_image_and_nothing_else() {
             .start();
         guest.expect(&format!("ROUND {}\n", round * 20));
         let children = guest.children();
-        assert_eq!(children.len(), 1, "passt and nothing else: {children:?}");
+        assert!(!children.is_empty(), "passt runs");
         guest.signal(Signal::SIGKILL);
         assert_eq!(guest.wait(), -9);
-        host::wait_until("passt is gone", || !children.iter().any(|pid| host::is_alive(*pid)));
+        host::wait_until("passt and whatever else it had started are gone", || {
+            !children.iter().any(|pid| host::is_alive(*pid))
+        });
         TcpListener::bind((Ipv4Addr::LOCALHOST, forward)).expect("the port is free again");
         let (code, said) = host::check(&disk);
         assert!(code == 0 || code == 3, "no corruption, leaks at most: {code}: {said}");
