@@ -1,43 +1,19 @@
 //! PIC, PIT, LAPIC and IOAPIC held against QEMU's: small guests tell on port E9H what they see, and
 //! must see the same on both.
 //!
-//! ```text
-//!   ROM, 64 KiB at F_0000 and FFFF_0000     F0000 the test, 32-bit   FF000 GDT   FFF00 entry
-//!   RAM  0x1000 IDT   0x7000 stack top
-//! ```
+//! RAM: 0x1000 IDT, 0x7000 stack top.
 
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
-use std::time::{Duration, Instant};
+mod qemu;
 
 use iced_x86::code_asm::*;
-use lodge_memory::{Bus, PageTable, RamLayout, allocate};
-use lodge_softcpu::shared::{PhysRegion, attention};
-use lodge_softcpu::{Exit, Shared, Vcpu};
+use lodge_softcpu::Tier;
+use qemu::{DONE, ROM, TELL, blank, here, in_qemu, qemu_for};
 
-const ROM: u64 = 0xf_0000;
-const ROM_BYTES: usize = 0x1_0000;
 const IDT: u32 = 0x1000;
-const TELL: u32 = 0xe9;
-const DONE: u32 = 0xf4;
 const LAPIC: u32 = 0xfee0_0000;
 const IOAPIC: u32 = 0xfec0_0000;
 
 // The guest's side.
-
-/// Real mode: into flat 32-bit mode and to the test.
-const ENTRY: [u8; 25] = [
-    0xfa, // cli
-    0x2e, 0x66, 0x0f, 0x01, 0x16, 0x80, 0xff, // lgdt cs:[ff80h], 32-bit
-    0x0f, 0x20, 0xc0, // mov eax, cr0
-    0x0c, 0x01, // or al, 1
-    0x0f, 0x22, 0xc0, // mov cr0, eax
-    0x66, 0xea, 0x00, 0x00, 0x0f, 0x00, 0x08, 0x00, // jmp 8:000f0000h
-    0xf4, // hlt
-];
-const GDT: [u64; 3] = [0, 0x00cf_9b00_0000_ffff, 0x00cf_9300_0000_ffff];
 
 type Asm = CodeAssembler;
 
@@ -59,14 +35,8 @@ fn rom(test: impl FnOnce(&mut Asm)) -> Vec<u8> {
     a.jmp(end).unwrap();
     let code = a.assemble(ROM).unwrap();
     assert!(code.len() < 0xf000);
-    let mut rom = vec![0xf4; ROM_BYTES];
+    let mut rom = blank();
     rom[..code.len()].copy_from_slice(&code);
-    for (i, entry) in GDT.iter().enumerate() {
-        rom[0xf000 + 8 * i..][..8].copy_from_slice(&entry.to_le_bytes());
-    }
-    rom[0xff00..][..ENTRY.len()].copy_from_slice(&ENTRY);
-    rom[0xff80..][..6].copy_from_slice(&[0x17, 0, 0x00, 0xf0, 0x0f, 0]);
-    rom[0xfff0..][..3].copy_from_slice(&[0xe9, 0x0d, 0xff]); // jmp ff00h
     rom
 }
 
@@ -173,133 +143,20 @@ fn tell_pic(a: &mut Asm) {
     outb(a, 0x20, 0x0a);
 }
 
-// The two machines.
-
-#[derive(Default)]
-struct Log {
-    told: Mutex<Vec<u8>>,
-    done: AtomicBool,
-    shared: OnceLock<Arc<Shared>>,
-}
-
-impl Bus for Log {
-    fn pio_read(&self, _port: u16, data: &mut [u8]) {
-        data.fill(0xff);
-    }
-    fn pio_write(&self, port: u16, data: &[u8]) {
-        match u32::from(port) {
-            TELL => self.told.lock().unwrap().extend_from_slice(data),
-            DONE => {
-                self.done.store(true, Ordering::SeqCst);
-                self.kick();
-            }
-            _ => {}
-        }
-    }
-    fn mmio_read(&self, _gpa: u64, data: &mut [u8]) {
-        data.fill(0xff);
-    }
-    fn mmio_write(&self, _gpa: u64, _data: &[u8]) {}
-}
-
-impl Log {
-    fn kick(&self) {
-        if let Some(shared) = self.shared.get() {
-            shared.ports()[0].notify(attention::KICK);
-        }
-    }
-}
-
-/// ROM in page-aligned memory.
-#[repr(C, align(4096))]
-struct Aligned([u8; ROM_BYTES]);
-
-fn here(rom: &[u8]) -> Vec<u8> {
-    let mut copy = Box::new(Aligned([0; ROM_BYTES]));
-    copy.0.copy_from_slice(rom);
-    let host = copy.0.as_mut_ptr();
-    let log = Arc::new(Log::default());
-    let memory = allocate(&RamLayout::new(16 << 20).unwrap()).unwrap();
-    let shared = Shared::new(memory, log.clone(), 1);
-    assert!(log.shared.set(shared.clone()).is_ok());
-    shared.set_overlays([ROM, 0xffff_0000].map(|gpa| PhysRegion {
-        gpa,
-        end: gpa + ROM_BYTES as u64,
-        host,
-        readonly: true,
-        table: Arc::new(PageTable::new(gpa, ROM_BYTES as u64)),
-        table_page: 0,
-    }));
-    let mut vcpu = Vcpu::new(shared, 0);
-    let (watched, stop) = (log.clone(), std::sync::mpsc::channel::<()>());
-    let watchdog = std::thread::spawn(move || {
-        if stop.1.recv_timeout(Duration::from_secs(60)).is_err() {
-            watched.kick();
-        }
-    });
-    let exit = vcpu.run();
-    let told = log.told.lock().unwrap().clone();
-    assert_eq!(exit, Exit::Kicked, "told {told:02x?}, at {:#x}", vcpu.cpu().rip);
-    assert!(log.done.load(Ordering::SeqCst), "it hangs: told {told:02x?}");
-    // The watchdog's channel is closed, or it has gone off; either way its thread ends.
-    drop(stop.0);
-    watchdog.join().unwrap();
-    drop(copy);
-    told
-}
-
-fn in_qemu(name: &str, rom: &[u8]) -> Vec<u8> {
-    let path = |what: &str| -> PathBuf {
-        std::env::temp_dir().join(format!("lodge-{}-{name}.{what}", std::process::id()))
-    };
-    let (image, log) = (path("rom"), path("log"));
-    std::fs::write(&image, rom).unwrap();
-    let mut qemu = Command::new("qemu-system-x86_64")
-        .args("-M q35,hpet=off -accel tcg -cpu Nehalem -m 16 -display none -nodefaults".split(' '))
-        .args(["-no-reboot", "-device", "isa-debug-exit,iobase=0xf4,iosize=1", "-bios"])
-        .arg(&image)
-        .arg("-debugcon")
-        .arg(format!("file:{}", log.display()))
-        .stdin(Stdio::null())
-        .spawn()
-        .unwrap();
-    let begin = Instant::now();
-    let ended = loop {
-        if qemu.try_wait().unwrap().is_some() {
-            break true;
-        }
-        if begin.elapsed() > Duration::from_secs(60) {
-            qemu.kill().unwrap();
-            qemu.wait().unwrap();
-            break false;
-        }
-        std::thread::sleep(Duration::from_millis(10));
-    };
-    let told = std::fs::read(&log).unwrap_or_default();
-    let _ = std::fs::remove_file(&image);
-    let _ = std::fs::remove_file(&log);
-    assert!(ended, "it hangs in QEMU: told {told:02x?}");
-    told
-}
-
 /// How often QEMU may answer otherwise.
 const QEMU_TRIES: usize = 4;
 
 /// Runs `test` on both machines.
 fn compare(name: &str, test: impl FnOnce(&mut Asm)) {
-    let found = ["/usr/bin", "/usr/local/bin"]
-        .iter()
-        .any(|dir| Path::new(dir).join("qemu-system-x86_64").exists());
-    if !found {
-        eprintln!("SKIPPED: {name}: needs qemu-system-x86_64 (Debian: qemu-system-x86)");
+    if !qemu_for(name) {
         return;
     }
     let rom = rom(test);
-    let ours = here(&rom);
+    let ours = here(&rom, Tier::Blocks);
     // On a busy host QEMU's timers come late, and now and then an interrupt comes twice: it is asked again then.
     let mut answers = Vec::new();
     for _ in 0..QEMU_TRIES {
-        let theirs = in_qemu(name, &rom);
+        let theirs = in_qemu(name, "Nehalem", &rom);
         assert!(!theirs.is_empty(), "QEMU's guest told nothing");
         if ours == theirs {
             return;
