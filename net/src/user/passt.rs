@@ -43,6 +43,8 @@ impl Passt {
         }
         let (ours, theirs) = UnixStream::pair().map_err(Error::io("make a pair of sockets"))?;
         ours.set_nonblocking(true).map_err(Error::io("set a socket up"))?;
+        widen(&theirs);
+        widen(&ours);
         let mut command = Command::new("passt");
         command
             .args(arguments(theirs.as_raw_fd(), has_default_route(), forwards))
@@ -141,6 +143,29 @@ impl Passt {
 impl Drop for Passt {
     fn drop(&mut self) {
         self.finish();
+    }
+}
+
+/// Gives a socket as much room for sending as the host allows. Passt drops what does not fit, and then sends whole
+/// windows again and again: there should be room for a guest's TCP window (6 MiB on Linux), counted with the kernel's
+/// overhead.
+fn widen(socket: &UnixStream) {
+    let bytes: libc::c_int = 32 << 20;
+    // The first is for those with CAP_NET_ADMIN; the second goes up to the sysctl net.core.wmem_max.
+    for option in [libc::SO_SNDBUFFORCE, libc::SO_SNDBUF] {
+        // SAFETY: the option's value is an integer of the size given; the descriptor is open.
+        let set = unsafe {
+            libc::setsockopt(
+                socket.as_raw_fd(),
+                libc::SOL_SOCKET,
+                option,
+                (&raw const bytes).cast(),
+                size_of_val(&bytes) as libc::socklen_t,
+            )
+        };
+        if set == 0 {
+            return;
+        }
     }
 }
 
