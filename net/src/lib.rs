@@ -9,12 +9,10 @@
 
 mod backend;
 mod error;
-mod mac;
 mod tap;
 mod user;
 
 pub use backend::{Backend, Buffer, HEADER_LEN, Offloads};
 pub use error::{Error, Result};
-pub use mac::mac_address;
 pub use tap::Tap;
 pub use user::{Forward, GATEWAY, GUEST, Protocol, User, UserOptions};
