@@ -131,7 +131,14 @@ pub fn in_qemu(name: &str, cpu: &str, rom: &[u8]) -> Vec<u8> {
     std::fs::write(&image, rom).unwrap();
     let mut qemu = Command::new("qemu-system-x86_64")
         .args("-M q35,hpet=off -accel tcg -m 16 -display none -nodefaults".split(' '))
-        .args(["-cpu", cpu, "-no-reboot", "-device", "isa-debug-exit,iobase=0xf4,iosize=1", "-bios"])
+        .args([
+            "-cpu",
+            cpu,
+            "-no-reboot",
+            "-device",
+            "isa-debug-exit,iobase=0xf4,iosize=1",
+            "-bios",
+        ])
         .arg(&image)
         .arg("-debugcon")
         .arg(format!("file:{}", log.display()))
