@@ -22,7 +22,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use iced_x86::FlowControl;
+use iced_x86::{FlowControl, Mnemonic};
 
 use crate::FUEL;
 use crate::chip::lapic;
@@ -288,9 +288,14 @@ impl Vcpu {
         match fetch_and_execute(cpu) {
             Ok(insn) => {
                 // MOV SS holds the trap for one instruction (SDM volume 3, 6.8.3); STI, which changes IF, does not.
-                // A software interrupt clears TF for its handler, so no trap follows it.
+                // A software interrupt clears TF for its handler, so no trap follows it. SYSCALL and SYSRET note
+                // theirs, by the flags that they leave.
                 let held = cpu.inhibit.shadow && cpu.sys_flags & flags::IF == interrupts
-                    || insn.flow_control() == FlowControl::Interrupt;
+                    || insn.flow_control() == FlowControl::Interrupt
+                    || matches!(
+                        insn.mnemonic(),
+                        Mnemonic::Syscall | Mnemonic::Sysret | Mnemonic::Sysretq
+                    );
                 if stepping && !held {
                     cpu.pending_debug |= DR6_BS;
                     cpu.inhibit.shadow = false;

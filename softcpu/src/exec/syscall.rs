@@ -8,6 +8,7 @@
 //! ```
 
 use super::operand::reg;
+use crate::events::DR6_BS;
 use crate::fault::{Exec, Fault};
 use crate::flags;
 use crate::mem::canonical;
@@ -22,6 +23,14 @@ fn flat_code(selector: u16, dpl: u8, long: bool) -> Segment {
 /// A flat stack segment.
 fn flat_stack(selector: u16, dpl: u8) -> Segment {
     Segment { base: 0, limit: u32::MAX, selector, attr: 0xc093 | u16::from(dpl) << 5 }
+}
+
+/// SYSCALL and SYSRET look at TF when they are done: SFMASK can keep the kernel's entry from being trapped, and after
+/// SYSRET the trap comes at once, as if the SYSCALL had just ended.
+fn trap_by_new_flags(cpu: &mut Cpu) {
+    if cpu.sys_flags & flags::TF != 0 {
+        cpu.pending_debug |= DR6_BS;
+    }
 }
 
 fn enter(cpu: &mut Cpu, cs: u16, ss: u16, dpl: u8, long: bool) {
@@ -43,6 +52,7 @@ pub fn syscall(cpu: &mut Cpu) -> Exec {
     let cs = (cpu.msrs.star >> 32) as u16;
     enter(cpu, cs, (cs & !3).wrapping_add(8), 0, true);
     cpu.next_rip = cpu.msrs.lstar;
+    trap_by_new_flags(cpu);
     Ok(())
 }
 
@@ -71,6 +81,7 @@ pub fn sysret(cpu: &mut Cpu, long: bool) -> Exec {
     let cs = if long { base.wrapping_add(16) } else { base };
     enter(cpu, cs, base.wrapping_add(8), 3, long);
     cpu.next_rip = target;
+    trap_by_new_flags(cpu);
     Ok(())
 }
 
