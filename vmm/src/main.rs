@@ -67,9 +67,10 @@ fn run(spec: MachineSpec) -> Result<ExitReason, Error> {
     let (sender, messages) = channel();
     let interactive = spec.console == Console::Stdio;
     let (machine, chosen) = Machine::new(spec, &sender)?;
-    eprintln!("lodge: {chosen}");
     listen_to_signals(sender.clone())
         .map_err(|source| Error::Host { what: "listen to signals", source })?;
+    // Told only now: who reads it may send a signal at once.
+    eprintln!("lodge: {chosen}");
     let _terminal = if interactive {
         let raw = RawTerminal::new()
             .map_err(|source| Error::Host { what: "make the terminal raw", source })?;
