@@ -2,6 +2,8 @@
 
 pub mod acpi;
 pub mod bus;
+pub mod display;
+pub mod input;
 pub mod irq;
 pub mod legacy;
 pub mod pci;
