@@ -120,6 +120,11 @@ pub trait Vm: Send + Sync {
     /// slot is cleared or the VM is gone.
     unsafe fn set_memory(&self, slot: u32, memory: Option<MemorySlot>) -> Result<()>;
 
+    /// Pages of extra slot `slot` that vCPUs wrote since the last call (or since the slot was set), and forgets them:
+    /// bit `i % 64` of word `i / 64` is page `i` of the slot. Nothing for a slot that is not set. What a vCPU writes
+    /// meanwhile is in this answer or in the next.
+    fn take_slot_dirty(&self, slot: u32) -> Result<Vec<u64>>;
+
     /// Starts or stops recording which pages vCPUs write.
     fn set_dirty_log(&self, on: bool) -> Result<()>;
 

@@ -98,6 +98,42 @@ fn a_slot_hides_ram_and_gives_it_back() {
     }
 }
 
+#[test]
+fn a_slot_tells_which_of_its_pages_were_written() {
+    if !kvm_is_here("a_slot_tells_which_of_its_pages_were_written") {
+        return;
+    }
+    let m = Machine::new(1);
+    let (shown, hidden) = (Pages::new(0x45000, 0), Pages::new(0x1000, 0));
+    let write = |m: &Machine, at: &[u32]| {
+        m.load(CODE, 32, |a| {
+            for at in at {
+                a.mov(byte_ptr(*at), 7).unwrap();
+            }
+            finish(a);
+        });
+    };
+    write(&m, &[0x2_0003, 0x6_4ffc, 0x1_fffc]);
+    let mut vcpu = m.start(0, protected32);
+    assert!(m.vm.take_slot_dirty(1).unwrap().is_empty());
+    // SAFETY: the pages stay mapped for the test's life.
+    unsafe { m.vm.set_memory(1, Some(shown.slot(0x20000, false))).unwrap() };
+    m.run(&mut *vcpu);
+    assert_eq!(m.vm.take_slot_dirty(1).unwrap(), [1, 1 << 4]);
+    assert_eq!(m.vm.take_slot_dirty(1).unwrap(), [0, 0]);
+    // Again, with another slot over a page in its middle: what was written before it came is told too.
+    write(&m, &[0x2_3000]);
+    restart(&mut *vcpu);
+    m.run(&mut *vcpu);
+    // SAFETY: as above.
+    unsafe { m.vm.set_memory(2, Some(hidden.slot(0x21000, false))).unwrap() };
+    write(&m, &[0x2_1000, 0x2_2000, 0x2_0000]);
+    restart(&mut *vcpu);
+    m.run(&mut *vcpu);
+    assert_eq!(m.vm.take_slot_dirty(1).unwrap(), [0b1101, 0]);
+    assert_eq!(m.vm.take_slot_dirty(2).unwrap(), [1]);
+}
+
 /// While slots come and go over a page, a guest that reads it sees one or the other, never a hole.
 #[test]
 fn rearranging_memory_is_atomic_for_vcpus() {

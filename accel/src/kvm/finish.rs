@@ -250,14 +250,13 @@ fn is_vector(insn: &Instruction) -> bool {
     })
 }
 
-fn region(slot: &MemorySlot) -> PhysRegion {
+fn region((slot, table): (&MemorySlot, &Arc<PageTable>)) -> PhysRegion {
     PhysRegion {
         gpa: slot.gpa,
         end: slot.gpa + slot.bytes,
         host: slot.host,
         readonly: slot.readonly,
-        // What is written there is nobody's dirty page.
-        table: Arc::new(PageTable::new(slot.gpa, slot.bytes)),
+        table: table.clone(),
         table_page: 0,
     }
 }

@@ -18,7 +18,7 @@ use std::sync::atomic::Ordering;
 
 use kvm_bindings::{KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, kvm_userspace_memory_region};
 use kvm_ioctls::VmFd;
-use lodge_memory::{GuestMemory, PAGE_SIZE, PageFlags, page_table};
+use lodge_memory::{GuestMemory, PAGE_SIZE, PageFlags, PageTable, page_table};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 use super::gate::Gate;
@@ -37,8 +37,16 @@ struct Piece {
     /// Address in this process.
     host: u64,
     readonly: bool,
-    /// RAM: the index of its region.
-    ram: Option<usize>,
+    what: What,
+}
+
+/// What a piece is of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum What {
+    /// Guest RAM: the index of its region.
+    Ram(usize),
+    /// The extra slot of this index.
+    Extra(usize),
 }
 
 impl Piece {
@@ -86,23 +94,30 @@ struct KernelSlot {
     logged: bool,
 }
 
+#[derive(Clone)]
+struct Extra {
+    slot: MemorySlot,
+    /// Which of its pages were written, as far as it was read from the kernel.
+    table: Arc<PageTable>,
+}
+
 /// The slots as the kernel has them, and what was asked for.
 pub(super) struct Slots {
     memory: Arc<GuestMemory>,
     reserved: (u64, u64),
-    extra: [Option<MemorySlot>; EXTRA_SLOTS],
+    extra: [Option<Extra>; EXTRA_SLOTS],
     kernel: Vec<KernelSlot>,
     logging: bool,
 }
 
 impl Slots {
     pub(super) fn new(memory: Arc<GuestMemory>, reserved: (u64, u64)) -> Self {
-        Self { memory, reserved, extra: [None; EXTRA_SLOTS], kernel: Vec::new(), logging: false }
+        Self { memory, reserved, extra: Default::default(), kernel: Vec::new(), logging: false }
     }
 
-    /// The extra slots, a later one over an earlier one.
-    pub(super) fn extra(&self) -> impl Iterator<Item = &MemorySlot> {
-        self.extra.iter().flatten()
+    /// The extra slots, a later one over an earlier one, and where their written pages are noted.
+    pub(super) fn extra(&self) -> impl Iterator<Item = (&MemorySlot, &Arc<PageTable>)> {
+        self.extra.iter().flatten().map(|extra| (&extra.slot, &extra.table))
     }
 
     fn wanted(&self) -> Vec<Piece> {
@@ -111,14 +126,17 @@ impl Slots {
             bytes: region.len(),
             host: region.as_ptr() as u64,
             readonly: false,
-            ram: Some(index),
+            what: What::Ram(index),
         });
-        let extra = self.extra.iter().flatten().map(|slot| Piece {
-            gpa: slot.gpa,
-            bytes: slot.bytes,
-            host: slot.host as u64,
-            readonly: slot.readonly,
-            ram: None,
+        let extra = self.extra.iter().enumerate().filter_map(|(index, extra)| {
+            let slot = &extra.as_ref()?.slot;
+            Some(Piece {
+                gpa: slot.gpa,
+                bytes: slot.bytes,
+                host: slot.host as u64,
+                readonly: slot.readonly,
+                what: What::Extra(index),
+            })
         });
         flatten(&ram.chain(extra).collect::<Vec<_>>(), self.reserved)
     }
@@ -143,7 +161,11 @@ impl Slots {
         if let Some(slot) = &slot {
             check(index, slot)?;
         }
-        let before = std::mem::replace(&mut self.extra[at], slot);
+        let extra = slot.map(|slot| Extra {
+            slot,
+            table: Arc::new(PageTable::new(slot.gpa, slot.bytes)),
+        });
+        let before = std::mem::replace(&mut self.extra[at], extra);
         let result = self.apply(vm, gate);
         if result.is_err() {
             self.extra[at] = before;
@@ -178,7 +200,10 @@ impl Slots {
             self.kernel.retain(|other| other.id != slot.id);
         }
         for piece in new {
-            let logged = self.logging && piece.ram.is_some();
+            let logged = match piece.what {
+                What::Ram(_) => self.logging,
+                What::Extra(_) => !piece.readonly,
+            };
             let slot = KernelSlot { id: self.free_id(), piece: *piece, logged };
             write_slot(vm, &slot, piece.bytes).map_err(refused(describe("adding", piece)))?;
             self.kernel.push(slot);
@@ -195,7 +220,7 @@ impl Slots {
         self.logging = on;
         for index in 0..self.kernel.len() {
             let slot = self.kernel[index];
-            if slot.piece.ram.is_none() || slot.logged == on {
+            if matches!(slot.piece.what, What::Extra(_)) || slot.logged == on {
                 continue;
             }
             if !on {
@@ -211,25 +236,43 @@ impl Slots {
 
     /// Everything written since the last call, by region of RAM.
     pub(super) fn take_dirty(&self, vm: &VmFd) -> Result<Vec<Vec<u64>>> {
-        for slot in &self.kernel {
+        for slot in self.kernel.iter().filter(|slot| matches!(slot.piece.what, What::Ram(_))) {
             self.collect_into_tables(vm, slot)?;
         }
         Ok(self.memory.iter().map(|region| page_table(region).take_dirty()).collect())
     }
 
+    /// The pages of extra slot `index` that were written since the last call.
+    pub(super) fn take_slot_dirty(&self, vm: &VmFd, index: u32) -> Result<Vec<u64>> {
+        let Some(Some(extra)) = self.extra.get(index as usize) else { return Ok(Vec::new()) };
+        let pieces = |slot: &&KernelSlot| slot.piece.what == What::Extra(index as usize);
+        for slot in self.kernel.iter().filter(pieces) {
+            self.collect_into_tables(vm, slot)?;
+        }
+        Ok(extra.table.take_dirty())
+    }
+
+    /// Where pages of a piece are noted; none for an extra slot that was replaced.
+    fn table_of(&self, piece: &Piece) -> Option<&Arc<PageTable>> {
+        match piece.what {
+            What::Ram(index) => self.memory.iter().nth(index).map(page_table),
+            What::Extra(index) => {
+                let extra = self.extra.get(index)?.as_ref()?;
+                let slot = &extra.slot;
+                let same = piece.host.checked_sub(slot.host as u64) == piece.gpa.checked_sub(slot.gpa);
+                (same && piece.end() <= slot.gpa + slot.bytes).then_some(&extra.table)
+            }
+        }
+    }
+
     /// Moves what the kernel noted of `slot` to the page tables, where devices note theirs.
     fn collect_into_tables(&self, vm: &VmFd, slot: &KernelSlot) -> Result<()> {
         let piece = &slot.piece;
-        let Some(region) =
-            piece.ram.filter(|_| slot.logged).and_then(|i| self.memory.iter().nth(i))
-        else {
-            return Ok(());
-        };
+        let Some(table) = self.table_of(piece).filter(|_| slot.logged) else { return Ok(()) };
         let words = vm
             .get_dirty_log(slot.id, piece.bytes as usize)
             .map_err(refused(describe("reading the dirty log of", piece)))?;
-        let table = page_table(region);
-        let first = ((piece.gpa - region.start_addr().0) / PAGE_SIZE) as usize;
+        let first = ((piece.gpa - table.gpa()) / PAGE_SIZE) as usize;
         let pages = (piece.bytes / PAGE_SIZE) as usize;
         for (at, mut word) in words.into_iter().enumerate() {
             while word != 0 {
@@ -261,7 +304,10 @@ fn check(index: u32, slot: &MemorySlot) -> Result<()> {
 }
 
 fn describe(what: &str, piece: &Piece) -> String {
-    let kind = if piece.ram.is_some() { "RAM" } else { "the memory slot" };
+    let kind = match piece.what {
+        What::Ram(_) => "RAM",
+        What::Extra(_) => "the memory slot",
+    };
     format!("{what} {kind} at {:#x}..{:#x}", piece.gpa, piece.end())
 }
 
@@ -288,11 +334,11 @@ mod tests {
     const NONE: (u64, u64) = (0, 0);
 
     fn ram(gpa: u64, bytes: u64) -> Piece {
-        Piece { gpa, bytes, host: 0x10_0000 + gpa, readonly: false, ram: Some(0) }
+        Piece { gpa, bytes, host: 0x10_0000 + gpa, readonly: false, what: What::Ram(0) }
     }
 
     fn rom(gpa: u64, bytes: u64) -> Piece {
-        Piece { gpa, bytes, host: 0x900_0000, readonly: true, ram: None }
+        Piece { gpa, bytes, host: 0x900_0000, readonly: true, what: What::Extra(0) }
     }
 
     #[test]

@@ -270,6 +270,10 @@ impl Vm for KvmVm {
         result
     }
 
+    fn take_slot_dirty(&self, slot: u32) -> Result<Vec<u64>> {
+        lock(&self.shared.slots).take_slot_dirty(&self.shared.fd, slot)
+    }
+
     fn set_dirty_log(&self, on: bool) -> Result<()> {
         lock(&self.shared.slots).set_logging(&self.shared.fd, on)
     }

@@ -63,6 +63,11 @@ impl Slots {
         }));
         Ok(())
     }
+
+    /// The written pages of slot `index`, forgotten; the caller revokes what lets vCPUs write unseen.
+    pub(super) fn take_dirty(&self, index: u32) -> Vec<u64> {
+        self.slots.get(&index).map(|slot| slot.table.take_dirty()).unwrap_or_default()
+    }
 }
 
 fn check(index: u32, slot: &MemorySlot) -> Result<()> {

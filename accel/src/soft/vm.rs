@@ -131,6 +131,15 @@ impl Vm for SoftVm {
         unsafe { lock(&self.slots).set(&self.shared, slot, memory) }
     }
 
+    fn take_slot_dirty(&self, slot: u32) -> Result<Vec<u64>> {
+        let dirty = lock(&self.slots).take_dirty(slot);
+        // A vCPU writes unseen only to pages that are marked.
+        if dirty.iter().any(|&word| word != 0) {
+            self.shared.revoke_writes();
+        }
+        Ok(dirty)
+    }
+
     /// Pages are always marked; this begins a new record.
     fn set_dirty_log(&self, on: bool) -> Result<()> {
         if !self.logging.swap(on, Ordering::SeqCst) && on {
