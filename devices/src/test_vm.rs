@@ -15,6 +15,7 @@ pub struct TestVm {
     msis: Mutex<Vec<Msi>>,
     ioevents: Mutex<Vec<IoEvent>>,
     ioeventfd: bool,
+    slots: Mutex<[Option<MemorySlot>; 16]>,
 }
 
 #[allow(dead_code)] // Each test program uses a part of it.
@@ -32,6 +33,11 @@ impl TestVm {
     /// Every message, in order.
     pub fn msis(&self) -> Vec<Msi> {
         self.msis.lock().unwrap().clone()
+    }
+
+    /// What slot `slot` shows, and where.
+    pub fn slot(&self, slot: u32) -> Option<MemorySlot> {
+        self.slots.lock().unwrap()[slot as usize]
     }
 
     /// Where eventfds are attached.
@@ -77,8 +83,13 @@ impl Vm for TestVm {
         ioevents.remove(found.expect("only what was attached is detached"));
         Ok(())
     }
-    unsafe fn set_memory(&self, _slot: u32, _memory: Option<MemorySlot>) -> Result<()> {
-        unsupported()
+    unsafe fn set_memory(&self, slot: u32, memory: Option<MemorySlot>) -> Result<()> {
+        self.slots.lock().unwrap()[slot as usize] = memory;
+        Ok(())
+    }
+    fn take_slot_dirty(&self, slot: u32) -> Result<Vec<u64>> {
+        let pages = self.slot(slot).map_or(0, |slot| slot.bytes.div_ceil(4096) as usize);
+        Ok(vec![0; pages.div_ceil(64)])
     }
     fn set_dirty_log(&self, _on: bool) -> Result<()> {
         unsupported()
