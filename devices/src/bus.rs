@@ -14,6 +14,10 @@ pub trait BusDevice: Send + Sync {
     fn read(&self, offset: u64, data: &mut [u8]);
     /// Writes `data` at `offset` from the start of the range.
     fn write(&self, offset: u64, data: &[u8]);
+    /// The range now begins at `base`, or nowhere. For what is mapped into the guest as well.
+    fn mapped(&self, base: Option<u64>) {
+        let _ = base;
+    }
 }
 
 /// Two devices want the same address.
@@ -50,13 +54,19 @@ impl AddressSpace {
         {
             return Err(Overlap { base, end, other });
         }
-        ranges.insert(base, Entry { len, device });
+        ranges.insert(base, Entry { len, device: device.clone() });
+        drop(ranges);
+        device.mapped(Some(base));
         Ok(())
     }
 
     /// Takes away the range that begins at `base`; says whether there was one.
     pub fn remove(&self, base: u64) -> bool {
-        self.ranges.write().unwrap_or_else(|e| e.into_inner()).remove(&base).is_some()
+        let removed = self.ranges.write().unwrap_or_else(|e| e.into_inner()).remove(&base);
+        if let Some(entry) = &removed {
+            entry.device.mapped(None);
+        }
+        removed.is_some()
     }
 
     /// The device at `address`, the offset into it, and how many bytes it answers from there.

@@ -2,6 +2,7 @@
 
 pub mod acpi;
 pub mod bus;
+pub mod device_ram;
 pub mod display;
 pub mod input;
 pub mod irq;
