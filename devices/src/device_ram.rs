@@ -63,12 +63,7 @@ impl DeviceRam {
     ///
     /// # Errors
     /// The host has no such memory.
-    pub fn new(
-        vm: Arc<dyn Vm>,
-        slot: u32,
-        bytes: u64,
-        access: Access,
-    ) -> Result<Arc<Self>, Error> {
+    pub fn new(vm: Arc<dyn Vm>, slot: u32, bytes: u64, access: Access) -> Result<Arc<Self>, Error> {
         let bytes = bytes.next_multiple_of(PAGE);
         let memory = usize::try_from(bytes).unwrap_or(usize::MAX);
         let memory = MmapRegion::new(memory).map_err(|source| Error { bytes, source })?;

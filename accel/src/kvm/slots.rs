@@ -161,10 +161,8 @@ impl Slots {
         if let Some(slot) = &slot {
             check(index, slot)?;
         }
-        let extra = slot.map(|slot| Extra {
-            slot,
-            table: Arc::new(PageTable::new(slot.gpa, slot.bytes)),
-        });
+        let extra =
+            slot.map(|slot| Extra { slot, table: Arc::new(PageTable::new(slot.gpa, slot.bytes)) });
         let before = std::mem::replace(&mut self.extra[at], extra);
         let result = self.apply(vm, gate);
         if result.is_err() {
@@ -259,7 +257,8 @@ impl Slots {
             What::Extra(index) => {
                 let extra = self.extra.get(index)?.as_ref()?;
                 let slot = &extra.slot;
-                let same = piece.host.checked_sub(slot.host as u64) == piece.gpa.checked_sub(slot.gpa);
+                let same =
+                    piece.host.checked_sub(slot.host as u64) == piece.gpa.checked_sub(slot.gpa);
                 (same && piece.end() <= slot.gpa + slot.bytes).then_some(&extra.table)
             }
         }
