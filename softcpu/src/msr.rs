@@ -426,7 +426,9 @@ mod tests {
         let mut cpu = Cpu::for_tests();
         cpu.write_msr(EFER, cr::EFER_LME | cr::EFER_LMA | cr::EFER_NXE).unwrap();
         assert_eq!(cpu.read_msr(EFER), Ok(cr::EFER_LME | cr::EFER_NXE), "LMA cannot be set");
-        assert_eq!(cpu.write_msr(EFER, 1 << 12), Err(Fault::GP0));
+        for reserved in [1, 7, 9, 12, 16, 32, 63] {
+            assert_eq!(cpu.write_msr(EFER, 1 << reserved), Err(Fault::GP0), "bit {reserved}");
+        }
         cpu.cr0 |= cr::CR0_PG;
         assert_eq!(cpu.write_msr(EFER, 0), Err(Fault::GP0), "not while paging");
         cpu.write_msr(EFER, cr::EFER_LME | cr::EFER_SCE).unwrap();

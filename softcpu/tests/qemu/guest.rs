@@ -23,8 +23,9 @@ macro_rules! x86 {
 }
 pub(crate) use x86;
 
-/// What QEMU's CPU must have of ours.
-const CPU: &str = "Nehalem,+smep,+smap,+xsave,+umip,+fsgsbase,+rdtscp,+pdpe1gb,vendor=GenuineIntel";
+/// What QEMU's CPU must have of ours. QEMU 7.2 looks for XSAVEOPT where CR4.OSXSAVE needs XSAVE, and hangs without.
+const CPU: &str =
+    "Nehalem,+smep,+smap,+xsave,+xsaveopt,+umip,+fsgsbase,+rdtscp,+pdpe1gb,vendor=GenuineIntel";
 const TEST: u64 = ROM + 0x200;
 const TABLES: u64 = ROM + 0xa000;
 const TELL_AX: u64 = ROM + 0xc000;

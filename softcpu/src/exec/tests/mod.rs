@@ -1,6 +1,7 @@
 //! Tests of whole instructions in small guests (see [`super::testing`]). What ordinary code may execute is compared
 //! with the host's processor elsewhere; here is what needs privilege, modes or faults.
 
+mod control;
 mod integer;
 mod long;
 mod memory;

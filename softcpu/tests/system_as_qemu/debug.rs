@@ -1,0 +1,132 @@
+//! Debug traps: single steps and breakpoints.
+
+use crate::guest::{Guest, Mode, STEPS, sel, x86};
+use crate::{BOTH, in_modes, set_cr4};
+use iced_x86::code_asm::*;
+
+fn set_dr(g: &mut Guest, n: u32, value: u32) {
+    match (g.mode, n) {
+        (Mode::Long, 0) => x86!(&mut g.a, mov eax, value; mov dr0, rax;),
+        (Mode::Long, 1) => x86!(&mut g.a, mov eax, value; mov dr1, rax;),
+        (Mode::Long, _) => x86!(&mut g.a, mov eax, value; mov dr7, rax;),
+        (_, 0) => x86!(&mut g.a, mov eax, value; mov dr0, eax;),
+        (_, 1) => x86!(&mut g.a, mov eax, value; mov dr1, eax;),
+        _ => x86!(&mut g.a, mov eax, value; mov dr7, eax;),
+    }
+}
+
+/// Sets TF (and what else `flags` has) for what `what` writes.
+fn traced(g: &mut Guest, steps: u32, what: impl FnOnce(&mut Guest)) {
+    g.poke(STEPS, steps);
+    g.attempt(|g| {
+        x86!(&mut g.a, push 0x102;);
+        match g.mode {
+            Mode::Long => x86!(&mut g.a, popfq;),
+            _ => x86!(&mut g.a, popfd;),
+        }
+        what(g);
+    });
+    g.poke(STEPS, 0);
+}
+
+#[test]
+fn single_steps() {
+    in_modes("step", &BOTH, |g| {
+        traced(g, 3, |g| x86!(&mut g.a, nop; inc eax; dec eax; nop; nop;));
+        traced(g, 0, |g| x86!(&mut g.a, ud2;));
+        traced(g, 0, |g| x86!(&mut g.a, int 0x83;));
+        traced(g, 9, |g| {
+            x86!(&mut g.a, mov ecx, 3u32; mov esi, 0xe000u32; mov edi, 0xe100u32;);
+            g.a.rep().movsb().unwrap();
+            x86!(&mut g.a, nop; ud2;);
+        });
+        traced(g, 4, |g| x86!(&mut g.a, mov edx, ss; mov ss, edx; nop; nop; ud2;));
+        for flags in [0x102u32, 0x3302] {
+            g.poke(STEPS, 3);
+            g.attempt(|g| g.user(flags, |g| x86!(&mut g.a, nop; nop; nop; nop; nop; nop; nop;)));
+            g.poke(STEPS, 0);
+        }
+        if g.mode == Mode::Long {
+            g.wrmsr(0xc000_0081, 0x0023_0008_0000_0000);
+            g.wrmsr(0xc000_0084, 0x100);
+            g.attempt(|g| {
+                let mut entry = g.label();
+                g.address(entry);
+                x86!(&mut g.a, mov edx, 0u32; mov ecx, 0xc000_0082u32; wrmsr;);
+                g.poke(STEPS, 2);
+                g.user(0x102, |g| x86!(&mut g.a, syscall; ud2;));
+                g.place(&mut entry);
+                x86!(&mut g.a, nop; nop; mov esp, 0x9000u32; ud2;);
+            });
+        }
+    });
+}
+
+#[test]
+fn breakpoints() {
+    in_modes("dr", &BOTH, |g| {
+        // Data: 1, 2, 4 bytes; writes, reads or writes.
+        for kind in [1u32, 3] {
+            for (length, at) in [(0u32, 0xe001u32), (1, 0xe002), (3, 0xe004)] {
+                set_dr(g, 0, at);
+                for near in [at - 1, at, at + 3] {
+                    for write in [false, true] {
+                        set_dr(g, 7, 1 | kind << 16 | length << 18);
+                        g.attempt(|g| match write {
+                            true => x86!(&mut g.a, mov byte_ptr(near), 5; nop; nop;),
+                            false => x86!(&mut g.a, mov al, byte_ptr(near); nop; nop;),
+                        });
+                    }
+                }
+            }
+        }
+        set_dr(g, 0, 0xe004);
+        set_dr(g, 7, 1 | 0xd << 16);
+        g.attempt(|g| x86!(&mut g.a, mov dword_ptr(0xe002), 5; nop; nop;));
+        g.attempt(|g| x86!(&mut g.a, xchg dword_ptr(0xe004), eax; nop; nop;));
+        g.attempt(|g| {
+            x86!(&mut g.a, mov ecx, 3u32; mov eax, 0u32; mov edi, 0xe000u32;);
+            g.a.rep().stosd().unwrap();
+            x86!(&mut g.a, nop; nop;);
+        });
+        set_dr(g, 7, 0);
+        // Instructions.
+        g.attempt(|g| {
+            let mut there = g.label();
+            g.address(there);
+            match g.mode {
+                Mode::Long => x86!(&mut g.a, mov dr1, rax; mov eax, 4u32; mov dr7, rax;),
+                _ => x86!(&mut g.a, mov dr1, eax; mov eax, 4u32; mov dr7, eax;),
+            }
+            x86!(&mut g.a, nop; nop;);
+            g.place(&mut there);
+            x86!(&mut g.a, inc ecx; nop; ud2;);
+        });
+        // Not with RF.
+        g.attempt(|g| {
+            let mut there = g.label();
+            g.address(there);
+            match g.mode {
+                Mode::Long => x86!(&mut g.a, mov dr1, rax; mov rcx, rsp; push sel::DATA as i32; push rcx; push 0x1_0002;
+                    push sel::CODE64 as i32; push rax; iretq;),
+                _ => x86!(&mut g.a, mov dr1, eax; push 0x1_0002; push sel::CODE as i32; push eax; iretd;),
+            }
+            g.place(&mut there);
+            x86!(&mut g.a, inc ecx; nop; ud2;);
+        });
+        set_dr(g, 7, 0);
+        // Not INT1, which is #UD for QEMU.
+        // DR4 and DR5 with CR4.DE.
+        set_cr4(g, 8, 0);
+        g.attempt(|g| match g.mode {
+            Mode::Long => x86!(&mut g.a, mov rax, dr4;),
+            _ => x86!(&mut g.a, mov eax, dr4;),
+        });
+        g.attempt(|g| {
+            g.user(2, |g| match g.mode {
+                Mode::Long => x86!(&mut g.a, mov rax, dr7;),
+                _ => x86!(&mut g.a, mov eax, dr7;),
+            })
+        });
+    });
+}
