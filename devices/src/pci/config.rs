@@ -3,7 +3,7 @@
 //! ```text
 //!   00  vendor, device, command, status, class, header type
 //!   10  BAR 0 .. BAR 5
-//!   2c  subsystem; 34 first capability; 3c interrupt line and pin
+//!   2c  subsystem; 30 expansion ROM; 34 first capability; 3c interrupt line and pin
 //!   40  capabilities, each: id, offset of the next one, registers
 //! ```
 //!
@@ -20,6 +20,7 @@ pub(super) mod reg {
     pub const STATUS: usize = 0x06;
     pub const HEADER_TYPE: usize = 0x0e;
     pub const BAR0: usize = 0x10;
+    pub const ROM: usize = 0x30;
     pub const CAPABILITIES: usize = 0x34;
     pub const INTERRUPT_LINE: usize = 0x3c;
     pub const INTERRUPT_PIN: usize = 0x3d;

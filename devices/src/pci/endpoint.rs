@@ -1,5 +1,5 @@
 //! What every function of ours has: configuration space, BARs that follow what the guest writes,
-//! MSI-X and an interrupt pin.
+//! an expansion ROM, MSI-X and an interrupt pin.
 //!
 //! ```text
 //!   config write --> ConfigSpace --> BARs changed? decode changed? --> SystemBus (remove, insert)
@@ -20,6 +20,8 @@ use crate::irq::Lines;
 
 /// Number of BARs of a type 0 header.
 const BARS: usize = 6;
+/// The expansion ROM register's enable bit.
+const ROM_ENABLE: u32 = 1;
 const CAP_MSIX: u8 = 0x11;
 const CAP_EXPRESS: u8 = 0x10;
 
@@ -30,6 +32,8 @@ pub enum BarKind {
     Io,
     /// Memory below 4 GiB, not prefetchable.
     Memory32,
+    /// Memory below 4 GiB, prefetchable.
+    Memory32Prefetchable,
     /// Memory anywhere, prefetchable; takes two BAR registers.
     Memory64,
 }
@@ -50,6 +54,7 @@ impl Bar {
         match self.kind {
             BarKind::Io => 0b01,
             BarKind::Memory32 => 0,
+            BarKind::Memory32Prefetchable => 0b1000,
             BarKind::Memory64 => 0b1100,
         }
     }
@@ -62,13 +67,37 @@ impl Bar {
     fn limit(&self) -> u64 {
         match self.kind {
             BarKind::Io => 1 << 16,
-            BarKind::Memory32 => 1 << 32,
+            BarKind::Memory32 | BarKind::Memory32Prefetchable => 1 << 32,
             BarKind::Memory64 => 1 << 52,
         }
     }
 }
 
-struct BarSlot {
+/// What says where a range is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// BAR with this number.
+    Bar(usize),
+    /// The expansion ROM base address register.
+    Rom,
+    /// Nothing: it is always there (the legacy addresses of VGA, say).
+    Fixed(u64),
+}
+
+impl Place {
+    /// The base address register, if there is one.
+    fn register(self) -> Option<usize> {
+        match self {
+            Place::Bar(index) => Some(reg::BAR0 + 4 * index),
+            Place::Rom => Some(reg::ROM),
+            Place::Fixed(_) => None,
+        }
+    }
+}
+
+/// A range of the function's: a BAR's, the ROM's, or one at a fixed address.
+struct Range {
+    place: Place,
     bar: Bar,
     /// Where it answers now.
     mapped: Option<u64>,
@@ -96,7 +125,7 @@ pub struct EndpointState {
 /// Puts an [`Endpoint`] together.
 pub struct EndpointBuilder {
     config: ConfigSpace,
-    bars: [Option<BarSlot>; BARS],
+    ranges: Vec<Range>,
     msix: Option<(Arc<Msix>, usize)>,
     intx: Arc<Intx>,
     pin: u8,
@@ -107,7 +136,7 @@ impl EndpointBuilder {
     pub fn new(identity: &Identity) -> Self {
         Self {
             config: ConfigSpace::new(identity),
-            bars: Default::default(),
+            ranges: Vec::new(),
             msix: None,
             intx: Arc::default(),
             pin: 0,
@@ -155,16 +184,50 @@ impl EndpointBuilder {
     pub fn bar(&mut self, index: usize, bar: Bar) {
         let (least, most) = if bar.kind == BarKind::Io { (4, 256) } else { (16, 1 << 40) };
         assert!(bar.bytes.is_power_of_two() && (least..=most).contains(&bar.bytes), "BAR size");
-        assert!(index < BARS && self.bars[index].is_none(), "BAR {index} exists and is free");
+        let taken = |index| {
+            let is = |range: &Range| match range.place {
+                Place::Bar(first) => {
+                    first == index || first + 1 == index && range.bar.kind == BarKind::Memory64
+                }
+                _ => false,
+            };
+            index >= BARS || self.ranges.iter().any(is)
+        };
+        assert!(!taken(index), "BAR {index} exists and is free");
         let at = reg::BAR0 + 4 * index;
         self.config.set_u32(at, bar.flags());
         let mask = !(bar.bytes - 1);
         self.config.set_writable(at, &(mask as u32).to_le_bytes());
         if bar.kind == BarKind::Memory64 {
-            assert!(index + 1 < BARS && self.bars[index + 1].is_none(), "a 64-bit BAR takes two");
+            assert!(!taken(index + 1), "a 64-bit BAR takes two");
             self.config.set_writable(at + 4, &((mask >> 32) as u32).to_le_bytes());
         }
-        self.bars[index] = Some(BarSlot { bar, mapped: None, assigned: None });
+        self.push(Place::Bar(index), bar);
+    }
+
+    /// Gives the function an expansion ROM with these bytes, for firmware to find and run. Its range is the next
+    /// power of two, from 2 KiB on (PCI Local Bus 3.0, 6.2.5.2); bytes beyond `rom` read as FFH.
+    ///
+    /// # Panics
+    /// If the ROM has more than 16 MiB, the most that its register can say.
+    pub fn rom(&mut self, rom: impl Into<Arc<[u8]>>) {
+        let rom: Arc<[u8]> = rom.into();
+        let bytes = (rom.len() as u64).next_power_of_two().max(2 << 10);
+        assert!(bytes <= 16 << 20, "an expansion ROM has at most 16 MiB");
+        let mask = !(bytes as u32 - 1) | ROM_ENABLE;
+        self.config.set_writable(reg::ROM, &mask.to_le_bytes());
+        let bar = Bar { kind: BarKind::Memory32, bytes, handler: Arc::new(Rom(rom)) };
+        self.push(Place::Rom, bar);
+    }
+
+    /// Lets `handler` answer at `bytes` fixed ports ([`BarKind::Io`]) or addresses from `base` on, while the
+    /// function decodes ports or memory: for what a PC has always had there. No base address register tells of it.
+    pub fn fixed(&mut self, kind: BarKind, base: u64, bytes: u64, handler: Arc<dyn BusDevice>) {
+        self.push(Place::Fixed(base), Bar { kind, bytes, handler });
+    }
+
+    fn push(&mut self, place: Place, bar: Bar) {
+        self.ranges.push(Range { place, bar, mapped: None, assigned: None });
     }
 
     /// Gives the function an interrupt pin (1 = INTA .. 4 = INTD).
@@ -182,7 +245,7 @@ impl EndpointBuilder {
     /// The finished function, not yet in a slot.
     pub fn build(self) -> Endpoint {
         let reset = self.config.clone();
-        let inner = Inner { config: self.config, reset, bars: self.bars, bus: Weak::new() };
+        let inner = Inner { config: self.config, reset, ranges: self.ranges, bus: Weak::new() };
         Endpoint { inner: Mutex::new(inner), msix: self.msix, intx: self.intx, pin: self.pin }
     }
 }
@@ -191,18 +254,37 @@ struct Inner {
     config: ConfigSpace,
     /// The space as after a reset, with the BARs that were assigned at creation.
     reset: ConfigSpace,
-    bars: [Option<BarSlot>; BARS],
+    ranges: Vec<Range>,
     bus: Weak<SystemBus>,
 }
 
+/// An expansion ROM: read-only, FFH beyond its end.
+struct Rom(Arc<[u8]>);
+
+impl BusDevice for Rom {
+    fn read(&self, offset: u64, data: &mut [u8]) {
+        for (i, byte) in data.iter_mut().enumerate() {
+            let at = usize::try_from(offset).ok().and_then(|offset| offset.checked_add(i));
+            *byte = at.and_then(|at| self.0.get(at)).copied().unwrap_or(0xff);
+        }
+    }
+    fn write(&self, _offset: u64, _data: &[u8]) {}
+}
+
 impl Inner {
-    /// Where the guest wants BAR `index` to answer now.
-    fn wanted(&self, index: usize, bar: &Bar) -> Option<u64> {
+    /// Where the guest wants a range to answer now.
+    fn wanted(&self, range: &Range) -> Option<u64> {
+        let bar = &range.bar;
         let enable = if bar.kind == BarKind::Io { command::IO } else { command::MEMORY };
         if self.config.u16(reg::COMMAND) & enable == 0 {
             return None;
         }
-        let at = reg::BAR0 + 4 * index;
+        let at = match range.place {
+            Place::Fixed(base) => return Some(base),
+            Place::Rom if self.config.u32(reg::ROM) & ROM_ENABLE == 0 => return None,
+            Place::Rom => reg::ROM,
+            Place::Bar(index) => reg::BAR0 + 4 * index,
+        };
         let mut base = u64::from(self.config.u32(at)) & !(bar.bytes - 1);
         if bar.kind == BarKind::Memory64 {
             base |= u64::from(self.config.u32(at + 4)) << 32;
@@ -214,28 +296,25 @@ impl Inner {
     /// Makes the bus follow the registers; says whether anything moved.
     fn remap(&mut self) -> bool {
         let Some(bus) = self.bus.upgrade() else { return false };
-        let wanted: [Option<u64>; BARS] = std::array::from_fn(|index| {
-            self.bars[index].as_ref().and_then(|slot| self.wanted(index, &slot.bar))
-        });
+        let wanted: Vec<Option<u64>> = self.ranges.iter().map(|range| self.wanted(range)).collect();
         let mut changed = false;
-        for (slot, wanted) in self.bars.iter_mut().zip(wanted) {
-            if let Some(slot) = slot
-                && slot.mapped != wanted
-                && let Some(base) = slot.mapped.take()
+        for (range, wanted) in self.ranges.iter_mut().zip(&wanted) {
+            if range.mapped != *wanted
+                && let Some(base) = range.mapped.take()
             {
-                slot.bar.space(&bus).remove(base);
+                range.bar.space(&bus).remove(base);
                 changed = true;
             }
         }
-        for (slot, wanted) in self.bars.iter_mut().zip(wanted) {
-            let (Some(slot), Some(base)) = (slot, wanted) else { continue };
-            if slot.mapped.is_some() {
+        for (range, wanted) in self.ranges.iter_mut().zip(&wanted) {
+            let Some(base) = *wanted else { continue };
+            if range.mapped.is_some() {
                 continue;
             }
-            let handler = slot.bar.handler.clone();
-            match slot.bar.space(&bus).insert(base, slot.bar.bytes, handler) {
+            let handler = range.bar.handler.clone();
+            match range.bar.space(&bus).insert(base, range.bar.bytes, handler) {
                 Ok(()) => {
-                    slot.mapped = Some(base);
+                    range.mapped = Some(base);
                     changed = true;
                 }
                 // The guest put it over something else; the next write to the registers tries again.
@@ -247,9 +326,9 @@ impl Inner {
 
     fn unmap(&mut self) {
         if let Some(bus) = self.bus.upgrade() {
-            for slot in self.bars.iter_mut().flatten() {
-                if let Some(base) = slot.mapped.take() {
-                    slot.bar.space(&bus).remove(base);
+            for range in &mut self.ranges {
+                if let Some(base) = range.mapped.take() {
+                    range.bar.space(&bus).remove(base);
                 }
             }
         }
@@ -303,7 +382,7 @@ impl Endpoint {
 
     /// Where BAR `index` answers now.
     pub fn bar(&self, index: usize) -> Option<u64> {
-        self.lock().bars.get(index)?.as_ref()?.mapped
+        self.lock().ranges.iter().find(|range| range.place == Place::Bar(index))?.mapped
     }
 
     /// Puts the function at `at`: assigns its BARs and wires its interrupt pin.
@@ -316,15 +395,14 @@ impl Endpoint {
     ) -> Result<(), Error> {
         let mut inner = self.lock();
         inner.bus = Arc::downgrade(bus);
-        for index in 0..BARS {
-            let Some(slot) = inner.bars[index].as_mut() else { continue };
-            let (kind, bytes, flags) = (slot.bar.kind, slot.bar.bytes, slot.bar.flags());
-            let base = room.allocate(at, kind, bytes)?;
-            slot.assigned = Some(base);
-            let register = reg::BAR0 + 4 * index;
-            inner.config.set_u32(register, base as u32 | flags);
-            if kind == BarKind::Memory64 {
-                inner.config.set_u32(register + 4, (base >> 32) as u32);
+        let Inner { config, ranges, .. } = &mut *inner;
+        for range in ranges {
+            let Some(register) = range.place.register() else { continue };
+            let base = room.allocate(at, range.bar.kind, range.bar.bytes)?;
+            range.assigned = Some(base);
+            config.set_u32(register, base as u32 | range.bar.flags());
+            if range.bar.kind == BarKind::Memory64 {
+                config.set_u32(register + 4, (base >> 32) as u32);
             }
         }
         if self.pin != 0 {
@@ -341,8 +419,8 @@ impl Endpoint {
         let mut inner = self.lock();
         inner.unmap();
         inner.bus = Weak::new();
-        for slot in inner.bars.iter_mut().flatten() {
-            if let Some(base) = slot.assigned.take() {
+        for range in &mut inner.ranges {
+            if let Some(base) = range.assigned.take() {
                 room.free(base);
             }
         }

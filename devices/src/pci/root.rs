@@ -71,7 +71,9 @@ impl Room {
     pub(super) fn allocate(&mut self, at: Bdf, kind: BarKind, bytes: u64) -> Result<u64, Error> {
         let (found, window) = match kind {
             BarKind::Io => (self.io.allocate(bytes), "I/O port"),
-            BarKind::Memory32 => (self.mmio32.allocate(bytes), "32-bit memory"),
+            BarKind::Memory32 | BarKind::Memory32Prefetchable => {
+                (self.mmio32.allocate(bytes), "32-bit memory")
+            }
             BarKind::Memory64 => (
                 self.mmio64.allocate(bytes).or_else(|| self.mmio32.allocate(bytes)),
                 "64-bit memory",

@@ -150,6 +150,54 @@ fn a_bar_over_something_else_waits() {
 }
 
 #[test]
+fn a_rom_answers_when_both_bits_say_so() {
+    let (bus, root) = machine();
+    let mut builder = EndpointBuilder::new(&Identity {
+        vendor: 0x1234,
+        device: 0x1111,
+        class: 0x03_00_00,
+        revision: 2,
+        subsystem: (0, 0),
+        multifunction: false,
+    });
+    builder.bar(
+        0,
+        Bar { kind: BarKind::Memory32Prefetchable, bytes: 1 << 20, handler: Arc::new(Named(1)) },
+    );
+    builder.rom([&[0x55, 0xaa][..], &[7; 3000]].concat());
+    builder.fixed(BarKind::Io, 0x3b0, 0x30, Arc::new(Named(2)));
+    builder.fixed(BarKind::Memory32, 0xa0000, 0x20000, Arc::new(Named(3)));
+    let at = root.add(Slot::FirstFree, Arc::new(IdentityFunction::new(builder.build()))).unwrap();
+    assert_eq!(read(&bus, at, 0x10), 0xc000_0008);
+    let rom = read(&bus, at, 0x30);
+    assert_eq!(rom, 0xc010_0000);
+    write(&bus, at, 0x30, !0x7ff);
+    assert_eq!(read(&bus, at, 0x30), 0xffff_f000, "4 KiB");
+    write(&bus, at, 0x30, rom | 1);
+    assert_eq!((who(&bus, rom.into()), who(&bus, 0xa0000)), (0xff, 0xff));
+    write(&bus, at, 4, 2);
+    assert_eq!((who(&bus, u64::from(rom)), who(&bus, u64::from(rom) + 1)), (0x55, 0xaa));
+    assert_eq!((who(&bus, u64::from(rom) + 3001), who(&bus, u64::from(rom) + 3002)), (7, 0xff));
+    assert_eq!(who(&bus, 0xbffff), 3);
+    let port = |port| {
+        let mut data = [0];
+        bus.pio_read(port, &mut data);
+        data[0]
+    };
+    assert_eq!(port(0x3da), 0xff);
+    write(&bus, at, 4, 3);
+    assert_eq!(port(0x3da), 2);
+    write(&bus, at, 0x30, rom);
+    assert_eq!(who(&bus, rom.into()), 0xff);
+    root.reset();
+    assert_eq!((port(0x3da), who(&bus, 0xbffff)), (0xff, 0xff));
+    assert_eq!(read(&bus, at, 0x30), rom);
+    write(&bus, at, 4, 3);
+    root.remove(at);
+    assert_eq!((port(0x3da), who(&bus, 0xbffff)), (0xff, 0xff));
+}
+
+#[test]
 fn a_removed_function_is_gone_and_its_room_free() {
     let (bus, root) = machine();
     let at = root.add(Slot::FirstFree, device(1)).unwrap();
