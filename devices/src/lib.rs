@@ -4,6 +4,8 @@ pub mod acpi;
 pub mod bus;
 pub mod device_ram;
 pub mod display;
+pub mod dma;
+pub mod fw_cfg;
 pub mod input;
 pub mod irq;
 pub mod legacy;
