@@ -11,24 +11,18 @@
 //! VIRTIO 1.2, sections 2.7.4 to 2.7.5. Each descriptor is read once; later changes by the guest have
 //! no effect on what was checked.
 
-use lodge_memory::{GuestMemory, mark_written};
+use lodge_memory::GuestMemory;
 use virtio_queue::desc::split::Descriptor;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
+
+pub use crate::dma::Segment;
+pub(super) use crate::dma::{host, length, slice, wrote};
 
 /// Bytes of a descriptor.
 const DESCRIPTOR: u64 = 16;
 const NEXT: u16 = 1;
 const WRITE: u16 = 2;
 const INDIRECT: u16 = 4;
-
-/// A contiguous piece of guest RAM.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Segment {
-    /// Guest-physical address.
-    pub gpa: u64,
-    /// Bytes, never 0.
-    pub len: u32,
-}
 
 /// What a driver may not do with a chain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -188,52 +182,6 @@ impl Chain {
             done += part.len();
         }
         done
-    }
-}
-
-/// Bytes of all segments together.
-pub(super) fn length(segments: &[Segment]) -> u64 {
-    segments.iter().map(|segment| u64::from(segment.len)).sum()
-}
-
-/// The part of `segments` from byte `offset` on, at most `len` bytes.
-pub(super) fn slice(
-    segments: &[Segment],
-    mut offset: u64,
-    mut len: u64,
-) -> impl Iterator<Item = Segment> + '_ {
-    segments.iter().filter_map(move |segment| {
-        let skip = offset.min(segment.len.into());
-        offset -= skip;
-        let take = (u64::from(segment.len) - skip).min(len);
-        len -= take;
-        (take > 0).then_some(Segment { gpa: segment.gpa + skip, len: take as u32 })
-    })
-}
-
-/// Where `segments` lie in this process: for each a pointer and a length. Pointers stay valid for as
-/// long as `memory` lives. `None` if one is not in RAM.
-pub(super) fn host<T>(
-    memory: &GuestMemory,
-    segments: impl Iterator<Item = Segment>,
-    make: impl Fn(*mut u8, usize) -> T,
-) -> Option<Vec<T>> {
-    let mut buffers = Vec::with_capacity(segments.size_hint().1.unwrap_or(0));
-    for segment in segments {
-        // A segment may cross from one region into an adjacent one.
-        let slices = memory.get_slices(GuestAddress(segment.gpa), segment.len as usize);
-        for slice in slices {
-            let slice = slice.ok()?;
-            buffers.push(make(slice.ptr_guard_mut().as_ptr(), slice.len()));
-        }
-    }
-    Some(buffers)
-}
-
-/// Notes that the first `len` bytes of `segments` were written through their host pointers.
-pub(super) fn wrote(memory: &GuestMemory, segments: &[Segment], len: u64) {
-    for piece in slice(segments, 0, len) {
-        mark_written(memory, piece.gpa, piece.len.into());
     }
 }
 
