@@ -5,6 +5,7 @@ pub mod bus;
 pub mod device_ram;
 pub mod display;
 pub mod dma;
+pub mod flash;
 pub mod fw_cfg;
 pub mod input;
 pub mod irq;
