@@ -2,8 +2,8 @@
 //! It needs no rights and no set-up.
 //!
 //! ```text
-//!  virtio-net ── User ── socketpair ── passt ── TCP, UDP, ICMP sockets of the host
-//!                        [length u32 big-endian][frame] [length][frame] ...
+//!  virtio-net ── User ── relay ── passt ── TCP, UDP, ICMP sockets of the host
+//!                   [length u32 big-endian][frame] [length][frame] ...
 //! ```
 //!
 //! What the guest sees, always the same:
@@ -22,6 +22,7 @@
 
 mod guard;
 mod passt;
+mod relay;
 mod stream;
 
 use std::io;

@@ -13,6 +13,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::guard::Guard;
+use super::relay;
 use super::stream::Framed;
 use super::{Forward, GATEWAY, GUEST, Protocol};
 use crate::{Buffer, Error, HEADER_LEN, Result};
@@ -42,9 +43,6 @@ impl Passt {
             try_to_listen(forward).map_err(|e| port_error(forward, e))?;
         }
         let (ours, theirs) = UnixStream::pair().map_err(Error::io("make a pair of sockets"))?;
-        ours.set_nonblocking(true).map_err(Error::io("set a socket up"))?;
-        widen(&theirs);
-        widen(&ours);
         let mut command = Command::new("passt");
         command
             .args(arguments(theirs.as_raw_fd(), has_default_route(), forwards))
@@ -77,7 +75,8 @@ impl Passt {
             let lines = lines.clone();
             thread::spawn(move || keep_lines(stderr, &lines))
         });
-        Ok((Self { child, guard: Some(guard), lines, log }, ours))
+        let card = relay::start(ours).map_err(Error::io("start the thread beside passt"))?;
+        Ok((Self { child, guard: Some(guard), lines, log }, card))
     }
 
     /// Asks passt for the gateway's hardware address until it answers. What is asked is what a
@@ -143,29 +142,6 @@ impl Passt {
 impl Drop for Passt {
     fn drop(&mut self) {
         self.finish();
-    }
-}
-
-/// Gives a socket as much room for sending as the host allows. Passt drops what does not fit, and then sends whole
-/// windows again and again: there should be room for a guest's TCP window (6 MiB on Linux), counted with the kernel's
-/// overhead.
-fn widen(socket: &UnixStream) {
-    let bytes: libc::c_int = 32 << 20;
-    // The first is for those with CAP_NET_ADMIN; the second goes up to the sysctl net.core.wmem_max.
-    for option in [libc::SO_SNDBUFFORCE, libc::SO_SNDBUF] {
-        // SAFETY: the option's value is an integer of the size given; the descriptor is open.
-        let set = unsafe {
-            libc::setsockopt(
-                socket.as_raw_fd(),
-                libc::SOL_SOCKET,
-                option,
-                (&raw const bytes).cast(),
-                size_of_val(&bytes) as libc::socklen_t,
-            )
-        };
-        if set == 0 {
-            return;
-        }
     }
 }
 
