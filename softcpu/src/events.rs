@@ -26,6 +26,8 @@ use crate::state::{Activity, Cpu, Segment, reg};
 )]
 pub struct Shutdown;
 
+/// DR6.B0 to B3: the breakpoints hit.
+pub const DR6_HITS: u64 = 15;
 /// DR6.BS: a single step.
 pub const DR6_BS: u64 = 1 << 14;
 /// DR6.BD: an access to debug registers under DR7.GD.

@@ -28,7 +28,7 @@ use crate::FUEL;
 use crate::chip::lapic;
 use crate::clock;
 use crate::engine::{Cache, Link, Op, Stop, jump_index, run_block};
-use crate::events::{DR6_BS, Shutdown};
+use crate::events::{DR6_BS, DR6_HITS, Shutdown};
 use crate::exec::step::fetch_and_execute;
 use crate::fault::Fault;
 use crate::flags;
@@ -279,6 +279,7 @@ impl Vcpu {
         let cpu = &mut *self.cpu;
         let (stepping, resumed) = (cpu.sys_flags & flags::TF != 0, cpu.sys_flags & flags::RF != 0);
         let interrupts = cpu.sys_flags & flags::IF;
+        let held_back = cpu.pending_debug;
         cpu.inhibit.shadow = false;
         if !resumed && cpu.code_breakpoint() {
             cpu.debug_fault()?;
@@ -302,7 +303,11 @@ impl Vcpu {
                 }
                 Ok(())
             }
-            Err(fault) => cpu.raise(fault),
+            Err(fault) => {
+                // What faults has hit no data breakpoint, however far it got.
+                cpu.pending_debug &= !DR6_HITS | held_back;
+                cpu.raise(fault)
+            }
         }
     }
 

@@ -16,6 +16,9 @@ use crate::fault::{Exec, Fault};
 use crate::flags::{NT, VM};
 use crate::state::{Cpu, Segment, cr, seg as s};
 
+/// DR7: L0 to L3 and LE.
+const DR7_LOCAL: u64 = 0x155;
+
 /// What causes a task switch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Switch {
@@ -311,6 +314,8 @@ fn enter_task(cpu: &mut Cpu, new: Tss, image: Image, how: Switch) -> Exec {
     for index in 0..6 {
         cpu.segs[index] = seg::null(image.selectors[index], cpl);
     }
+    // Local breakpoints are the old task's.
+    cpu.dr[7] &= !DR7_LOCAL;
     cpu.set_rflags(if new.size == 4 { flags } else { flags & 0xffff });
     cpu.leave = true;
     if image.trap {

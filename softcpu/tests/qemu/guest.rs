@@ -12,7 +12,8 @@
 use iced_x86::code_asm::*;
 use lodge_softcpu::Tier;
 
-use crate::qemu::{DONE, ROM, TELL, blank, here, in_qemu, qemu_for};
+pub use crate::qemu::ROM;
+use crate::qemu::{DONE, TELL, blank, here, in_qemu, qemu_for};
 
 /// Emits instructions: `x86!(a, mov eax, 1; push eax;)`.
 macro_rules! x86 {
@@ -37,11 +38,13 @@ const RESUME: u32 = 0x1000;
 pub const STEPS: u32 = 0x1010;
 /// The handler keeps ECX here.
 const SAVED: u32 = 0x1018;
-const STACK: u32 = 0x9000;
+pub const STACK: u32 = 0x9000;
 /// The GDT, for guests that change it.
 pub const GDT: u32 = 0x2000;
 /// The TSS.
 pub const TSS: u32 = 0x2800;
+/// A second TSS, that of [`sel::TASK`].
+pub const TASK: u32 = 0x2a00;
 /// The IDT.
 pub const IDT: u32 = 0x3000;
 /// TF, IF, DF, IOPL, NT, VM, AC, VIF, VIP, ID: what is left out are results, and RF, which QEMU 7.2 does not push.
@@ -59,9 +62,12 @@ pub mod sel {
     pub const ABSENT_DATA: u32 = 0x48;
     pub const ABSENT_CODE: u32 = 0x50;
     pub const READ_ONLY: u32 = 0x58;
+    pub const TASK: u32 = 0x60;
     pub const CONFORMING: u32 = 0x70;
     pub const EXECUTE_ONLY: u32 = 0x78;
     pub const SMALL: u32 = 0x88;
+    /// From here to 7F8H is room for a guest's own.
+    pub const FREE: u32 = 0x90;
 }
 
 /// How the test runs.
@@ -159,6 +165,29 @@ impl Guest {
         }
     }
 
+    /// Sets a descriptor of the GDT.
+    pub fn descriptor(&mut self, selector: u32, value: u64) {
+        self.poke64(GDT + (selector & !7), value);
+    }
+
+    /// Sets a gate of the GDT that leads to `label` in `target`; `access` is P, DPL and type, `parameters` of a call gate.
+    /// EAX (RAX) is lost.
+    pub fn gate(
+        &mut self,
+        selector: u32,
+        access: u32,
+        target: u32,
+        label: CodeLabel,
+        parameters: u32,
+    ) {
+        let at = GDT + (selector & !7);
+        self.poke64(at + 8, 0);
+        self.poke(at + 4, access << 8 | parameters);
+        self.address(label);
+        x86!(&mut self.a, mov word_ptr(at), ax; shr eax, 16; mov word_ptr(at + 6), ax;
+            mov word_ptr(at + 2), target as i32;);
+    }
+
     /// A label for `address` and jumps.
     pub fn label(&mut self) -> CodeLabel {
         self.a.create_label()
@@ -168,7 +197,7 @@ impl Guest {
         self.a.set_label(label).unwrap();
     }
 
-    /// Runs what `what` writes; tells FEH if it gets to its end, else its exception. Then goes on at CPL 0 with a fresh
+    /// Runs what `what` writes; tells a word of FEH if it gets to its end, else its exception. Then goes on at CPL 0 with a fresh
     /// stack. EAX and EBP are lost.
     pub fn attempt(&mut self, what: impl FnOnce(&mut Self)) {
         self.attempts += 1;
@@ -182,9 +211,33 @@ impl Guest {
         }
         x86!(&mut self.a, mov eax, 0u32;);
         what(self);
-        x86!(&mut self.a, mov al, 0xfeu32; out TELL, al;);
+        x86!(&mut self.a, mov al, 0xfeu32;);
+        for _ in 0..self.mode.word() {
+            x86!(&mut self.a, out TELL, al;);
+        }
         self.place(&mut over);
         x86!(&mut self.a, mov eax, sel::DATA; mov ds, eax; mov es, eax; mov ss, eax; mov esp, STACK;);
+    }
+
+    /// 16-bit code, whose jumps are relative.
+    pub fn code16(&mut self, what: impl FnOnce(&mut CodeAssembler)) {
+        let mut a = CodeAssembler::new(16).unwrap();
+        what(&mut a);
+        self.a.db(&a.assemble(0x100).unwrap()).unwrap();
+    }
+
+    /// Code to be called from the attempts.
+    pub fn routine(&mut self, what: impl FnOnce(&mut Self)) -> CodeLabel {
+        let (mut begin, mut over) = (self.label(), self.label());
+        x86!(&mut self.a, jmp over; set_label &mut begin;);
+        what(self);
+        x86!(&mut self.a, ret; set_label &mut over; nop;);
+        begin
+    }
+
+    /// Ends the guest.
+    pub fn end(&mut self) {
+        x86!(&mut self.a, mov al, 0u32; mov edx, DONE; out dx, al;);
     }
 
     /// To CPL 3 with `flags`, there what `what` writes, and INT 80H.
@@ -351,6 +404,14 @@ fn handler(mode: Mode) -> Vec<u8> {
     x86!(&mut a, and eax, TOLD_FLAGS as i32; call TELL_AX;);
     let (mut inner, mut outer) = (a.create_label(), a.create_label());
     if !long {
+        // From virtual-8086 mode: ES, DS, FS, GS.
+        let mut other = a.create_label();
+        x86!(&mut a, test dword_ptr(ebp + 24), 0x2_0000; je other;);
+        for i in 9..13 {
+            load(&mut a, i);
+            x86!(&mut a, call TELL_AX;);
+        }
+        x86!(&mut a, set_label &mut other;);
         x86!(&mut a, test dword_ptr(ebp + 24), 0x2_0000; jne outer; test dword_ptr(ebp + 20), 3; je inner;);
     }
     x86!(&mut a, set_label &mut outer;);
@@ -407,7 +468,8 @@ fn rom(mode: Mode, test: impl FnOnce(&mut Guest)) -> Vec<u8> {
     x86!(&mut guest.a, mov eax, sel::DATA; mov ss, eax; mov ds, eax; mov es, eax; mov esp, STACK;);
     test(&mut guest);
     let mut end = guest.label();
-    x86!(&mut guest.a, mov al, 0u32; mov edx, DONE; out dx, al; set_label &mut end; hlt; jmp end;);
+    guest.end();
+    x86!(&mut guest.a, set_label &mut end; hlt; jmp end;);
     let mut rom = blank();
     let mut put = |at: u64, end: u64, bytes: &[u8]| {
         assert!(at + bytes.len() as u64 <= end, "{:#x} bytes at {at:#x}", bytes.len());
@@ -436,16 +498,12 @@ fn rom(mode: Mode, test: impl FnOnce(&mut Guest)) -> Vec<u8> {
 /// What was told, one attempt a line.
 fn by_attempt(told: &[u8], word: usize) -> Vec<String> {
     let mut lines = vec![String::new()];
-    let mut rest = told;
-    while !rest.is_empty() {
-        if rest.len() >= 4 && rest[2..4] == [0xa5, 0xa5] {
+    for bytes in told.chunks(word) {
+        let value = bytes.iter().rev().fold(0u64, |all, byte| all << 8 | u64::from(*byte));
+        if value >> 16 == 0xa5a5 {
             lines.push(String::new());
         }
-        // A lone FEH is the end of an attempt.
-        let n = if rest[0] == 0xfe { 1 } else { word.min(rest.len()) };
-        let value = rest[..n].iter().rev().fold(0u64, |all, byte| all << 8 | u64::from(*byte));
         lines.last_mut().unwrap().push_str(&format!("{value:x} "));
-        rest = &rest[n..];
     }
     lines
 }
@@ -469,6 +527,7 @@ pub fn compare(name: &str, mode: Mode, test: impl FnOnce(&mut Guest)) {
             .iter()
             .zip(&theirs)
             .filter(|(a, b)| a != b)
+            .take(8)
             .map(|(a, b)| format!("ours   {a}\nQEMU's {b}\n"))
             .collect();
         panic!(

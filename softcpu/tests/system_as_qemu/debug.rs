@@ -89,6 +89,12 @@ fn breakpoints() {
             g.a.rep().stosd().unwrap();
             x86!(&mut g.a, nop; nop;);
         });
+        // What faults traps no more.
+        if g.mode == Mode::Long {
+            set_dr(g, 0, 0x7000_0000);
+            g.attempt(|g| x86!(&mut g.a, mov dword_ptr(0x7000_0000), 5; nop; nop;));
+            g.attempt(|g| x86!(&mut g.a, mov eax, dword_ptr(0x7000_0002); nop; nop;));
+        }
         set_dr(g, 7, 0);
         // Instructions.
         g.attempt(|g| {

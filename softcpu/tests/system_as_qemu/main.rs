@@ -6,13 +6,17 @@
 mod control;
 mod debug;
 mod exceptions;
+mod gates;
 #[path = "../qemu/guest.rs"]
 mod guest;
 mod paging;
+mod ports;
 #[path = "../qemu/mod.rs"]
 mod qemu;
 mod segments;
 mod syscalls;
+mod tasks;
+mod v86;
 
 use guest::{Guest, Mode, compare, x86};
 use iced_x86::code_asm::*;

@@ -258,3 +258,27 @@ fn an_instruction_across_a_missing_page() {
     m.code(&[0x90, 0x90]);
     assert_eq!((m.step(), m.step()), (Ok(()), Ok(())));
 }
+
+#[test]
+fn a_call_gate_to_ring_1() {
+    let mut m = Machine::long().user();
+    m.put_u64(GDT + u64::from(CODE16), 0x00af_ba00_0000_ffff);
+    m.put_u64(GDT + u64::from(GATE), gate(CODE16, 0x9000, 12, 3));
+    m.put_u64(GDT + u64::from(GATE) + 8, 0);
+    m.put_u64(TSS + 12, STACK0);
+    // call far [rip]
+    m.code(&[0xff, 0x1d, 0, 0, 0, 0, 0, 0, 0, 0, GATE as u8 | 3, 0]);
+    m.run(1);
+    assert_eq!((m.cpu.rip, m.cpu.mode.cpl), (0x9000, 1));
+    assert_eq!([seg::CS, seg::SS].map(|i| m.cpu.segs[i].selector), [CODE16 | 1, 1]);
+    assert_eq!(m.stack64::<4>(), [CODE + 6, USER_CODE64.into(), STACK3, USER_DATA.into()]);
+    m.asm(|a| a.clts().unwrap());
+    assert_eq!(m.step(), Err(Fault::GP0));
+    // A stack that is not canonical.
+    let mut m = Machine::long().user();
+    m.put_u64(GDT + u64::from(GATE), gate(CODE64, 0x9000, 12, 3));
+    m.put_u64(GDT + u64::from(GATE) + 8, 0);
+    m.put_u64(TSS + 4, 1 << 63);
+    m.code(&[0xff, 0x1d, 0, 0, 0, 0, 0, 0, 0, 0, GATE as u8 | 3, 0]);
+    assert_eq!(m.step(), Err(Fault::SS0));
+}

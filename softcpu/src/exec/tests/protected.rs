@@ -106,6 +106,27 @@ fn a_call_gate_copies_parameters_to_the_inner_stack() {
 }
 
 #[test]
+fn a_call_gate_to_conforming_code_keeps_the_level() {
+    let mut m = Machine::protected().user();
+    m.put_u64(GDT + u64::from(CODE16), 0x00cf_9e00_0000_ffff);
+    m.put_u64(GDT + u64::from(GATE), gate(CODE16, 0x9000, 12, 3));
+    m.code(&[0x9a, 0, 0, 0, 0, GATE as u8 | 3, 0]);
+    m.run(1);
+    assert_eq!((m.cpu.rip, m.cpu.mode.cpl), (0x9000, 3));
+    assert_eq!(m.cpu.segs[seg::CS].selector, CODE16 | 3);
+    assert_eq!(m.stack32::<2>(), [CODE as u32 + 7, USER_CODE32.into()]);
+}
+
+#[test]
+fn a_jump_through_a_gate_to_what_is_absent() {
+    let mut m = Machine::protected();
+    m.put_u64(GDT + u64::from(CODE16), 0x00cf_1a00_0000_ffff);
+    m.put_u64(GDT + u64::from(GATE), gate(CODE16, 0x9000, 12, 3));
+    m.code(&[0xea, 0, 0, 0, 0, GATE as u8, 0]);
+    assert_eq!(m.step(), Err(Fault::np(CODE16)));
+}
+
+#[test]
 fn a_call_gate_with_a_bad_inner_stack_is_a_tss_fault() {
     let mut m = Machine::protected().user();
     m.put_u64(GDT + u64::from(GATE), gate(CODE32, 0x9000, 12, 3));

@@ -1,7 +1,8 @@
 use iced_x86::code_asm::*;
 
+use crate::events::DR6_BT;
 use crate::exec::testing::*;
-use crate::fault::vector;
+use crate::fault::{Fault, vector};
 use crate::flags;
 use crate::state::{cr, reg, seg};
 
@@ -115,4 +116,44 @@ fn a_16_bit_task() {
     assert_eq!((m.cpu.rip, m.cpu.mode.bits), (0x9000, 16));
     assert_eq!((m.cpu.regs[reg::RAX] & 0xffff, m.cpu.sp()), (0xbeef, 0x7800));
     assert_eq!(m.cpu.segs[seg::FS].selector, 0);
+}
+
+#[test]
+fn a_task_gate_leads_to_the_gdt_only() {
+    let mut m = Machine::protected();
+    for selector in [TSS2_SELECTOR | 4, 4] {
+        m.put_u64(GDT + u64::from(GATE), gate(selector, 0, 5, 3));
+        m.code(&[0x9a, 0, 0, 0, 0, GATE as u8, 0]);
+        assert_eq!(m.step(), Err(Fault::gp(selector)));
+    }
+}
+
+#[test]
+fn a_task_may_run_in_an_inner_conforming_segment() {
+    let mut m = Machine::protected();
+    second_task(&mut m, 0x9000);
+    m.put_u64(GDT + u64::from(GATE), 0x00cf_9e00_0000_ffff);
+    for (field, selector) in [(0x48u64, USER_DATA), (0x4c, GATE | 3), (0x50, USER_DATA)] {
+        m.put(TSS2 + field, &selector.to_le_bytes());
+    }
+    m.put(TSS2 + 0x54, &[0]);
+    m.code(&[0xea, 0, 0, 0, 0, TSS2_SELECTOR as u8, 0]);
+    m.run(1);
+    assert_eq!((m.cpu.rip, m.cpu.mode.cpl, m.cpu.segs[seg::CS].selector), (0x9000, 3, GATE | 3));
+}
+
+#[test]
+fn debugging_over_a_task_switch() {
+    let mut m = Machine::protected();
+    second_task(&mut m, 0x9000);
+    // Global breakpoints stay, local ones go; the T bit traps before the first instruction.
+    m.cpu.dr[7] |= 0x3ff;
+    m.put(TSS2 + 0x64, &[1]);
+    m.code(&[0xea, 0, 0, 0, 0, TSS2_SELECTOR as u8, 0]);
+    m.run(1);
+    assert_eq!(m.cpu.dr[7] & 0x3ff, 0x2aa);
+    assert_eq!(m.cpu.pending_debug, DR6_BT);
+    m.cpu.debug_trap().unwrap();
+    assert_eq!((m.vector(), m.stack32::<1>()), (Some(vector::DB.into()), [0x9000]));
+    assert_eq!(m.cpu.dr[6] & DR6_BT, DR6_BT);
 }

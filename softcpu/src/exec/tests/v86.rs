@@ -88,3 +88,39 @@ fn with_vme_the_program_handles_its_own_interrupts() {
     m.code(&[0xcd, 0x21]);
     assert_eq!(m.step(), Err(Fault::GP0));
 }
+
+#[test]
+fn only_ring_0_enters_it() {
+    let mut m = Machine::protected().user();
+    m.asm(|a| {
+        a.push(0x2_0002).unwrap();
+        a.push(i32::from(USER_CODE32)).unwrap();
+        a.push(0x9000).unwrap();
+        a.iretd().unwrap();
+    });
+    m.run(4);
+    assert_eq!((m.cpu.mode.v86, m.cpu.rip, m.cpu.mode.cpl), (false, 0x9000, 3));
+}
+
+#[test]
+fn its_instruction_pointer_has_16_bits() {
+    let mut m = Machine::protected();
+    m.asm(|a| {
+        for value in [0u32, 0, 0, 0, 0xa00, 0x100, 0x2_0002, 0x900, 0x1_0000] {
+            a.push(value as i32).unwrap();
+        }
+        a.iretd().unwrap();
+    });
+    m.run(9);
+    assert_eq!(m.step(), Err(Fault::GP0));
+    let mut m = v86(3);
+    m.asm(|a| {
+        for value in [2u32, 0x900, 0x1_0010] {
+            a.mov(eax, value).unwrap();
+            a.push(eax).unwrap();
+        }
+        a.iretd().unwrap();
+    });
+    m.run(6);
+    assert_eq!(m.step(), Err(Fault::GP0));
+}
