@@ -470,6 +470,13 @@ impl Cpu {
         u64::from(self.mode.bits >> 4) | u64::from(self.mode.cpl == 3) << 3
     }
 
+    /// Base and limit of the code segment, which decoded code depends on too; 0 in 64-bit mode, where they do not count.
+    #[inline]
+    pub(crate) fn code_segment(&self) -> u64 {
+        let cs = &self.segs[seg::CS];
+        if self.mode.bits == 64 { 0 } else { cs.base & 0xffff_ffff | u64::from(cs.limit) << 32 }
+    }
+
     fn set_jump_key(&mut self) {
         self.jump_key = self.epoch << 4 | self.code_mode();
     }

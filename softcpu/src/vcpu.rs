@@ -360,7 +360,10 @@ impl Vcpu {
     /// The block at RIP if the jump cache has it and no link waits to be led there.
     fn known(&self, link: &Option<PendingLink>) -> Option<*const Op> {
         let jump = &self.cpu.jumps[jump_index(self.cpu.rip)];
-        let hit = jump.rip == self.cpu.rip && jump.key == self.cpu.jump_key && link.is_none();
+        let hit = jump.rip == self.cpu.rip
+            && jump.key == self.cpu.jump_key
+            && jump.segment == self.cpu.code_segment()
+            && link.is_none();
         hit.then_some(jump.target)
     }
 
@@ -454,3 +457,6 @@ impl Cpu {
         self.raise(Fault::new(crate::fault::vector::DB))
     }
 }
+
+#[cfg(test)]
+mod tests;

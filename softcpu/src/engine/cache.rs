@@ -2,7 +2,7 @@
 //! their bytes change.
 //!
 //! ```text
-//! (gpa, rip, mode) --map--> block --link--> block
+//! (gpa, rip, mode, segment) --map--> block --link--> block
 //!   gpa's page --pages--> the blocks that lie in it, to be dropped when it is written
 //! ```
 //!
@@ -29,6 +29,7 @@ struct Key {
     gpa: u64,
     rip: u64,
     mode: u64,
+    segment: u64,
 }
 
 struct Block {
@@ -99,7 +100,8 @@ impl Cache {
             return Err(Fault::GP0);
         }
         let gpa = cpu.fetch_gpa(lin)?;
-        let key = Key { gpa, rip: cpu.rip, mode: cpu.code_mode() };
+        let (mode, segment) = (cpu.code_mode(), cpu.code_segment());
+        let key = Key { gpa, rip: cpu.rip, mode, segment };
         if let Some(&index) = self.map.get(&key) {
             let block = &self.blocks[index];
             let found = Found { entry: block.entry(), index, crosses: block.next_page.is_some() };
@@ -116,9 +118,9 @@ impl Cache {
 
     /// Makes `cpu`'s jump cache, and the link it stopped at if any, lead to `found`.
     pub fn connect(&mut self, cpu: &mut Cpu, found: Found, link: Option<(*mut Link, usize)>) {
-        let rip = cpu.rip;
+        let (rip, segment) = (cpu.rip, cpu.code_segment());
         cpu.jumps[super::flow_ops::jump_index(rip)] =
-            super::flow_ops::Jump { rip, key: cpu.jump_key, target: found.entry };
+            super::flow_ops::Jump { rip, key: cpu.jump_key, segment, target: found.entry };
         let Some((link, way)) = link else { return };
         let block = &mut self.blocks[found.index];
         // SAFETY: the link belongs to a block of this cache, which is only emptied between `find` and here. The

@@ -18,6 +18,8 @@ pub struct Jump {
     pub rip: u64,
     /// Epoch and mode under which the entry was made ([`Cpu::jump_key`]).
     pub key: u64,
+    /// And the code segment ([`Cpu::code_segment`]): 0 in 64-bit mode, whose handlers need not look at it.
+    pub segment: u64,
     pub target: *const Op,
 }
 

@@ -25,7 +25,7 @@ macro_rules! x86 {
 pub(crate) use x86;
 
 /// What QEMU's CPU must have of ours. QEMU 7.2 looks for XSAVEOPT where CR4.OSXSAVE needs XSAVE, and hangs without.
-const CPU: &str =
+pub const CPU: &str =
     "Nehalem,+smep,+smap,+xsave,+xsaveopt,+umip,+fsgsbase,+rdtscp,+pdpe1gb,vendor=GenuineIntel";
 const TEST: u64 = ROM + 0x200;
 const TABLES: u64 = ROM + 0xa000;
@@ -518,23 +518,22 @@ pub fn compare(name: &str, mode: Mode, test: impl FnOnce(&mut Guest)) {
     assert!(!theirs.is_empty(), "QEMU's guest told nothing");
     let word = mode.word() as usize;
     for tier in [Tier::Blocks, Tier::Reference] {
-        let ours = here(&rom, tier);
-        if ours == theirs {
-            continue;
-        }
-        let (ours, theirs) = (by_attempt(&ours, word), by_attempt(&theirs, word));
-        let differ: Vec<_> = ours
-            .iter()
-            .zip(&theirs)
-            .filter(|(a, b)| a != b)
-            .take(8)
-            .map(|(a, b)| format!("ours   {a}\nQEMU's {b}\n"))
-            .collect();
-        panic!(
-            "{name}, {mode:?}, {tier:?}: {} and {} attempts\n{}",
-            ours.len(),
-            theirs.len(),
-            differ.concat()
-        );
+        same(&format!("{name}, {mode:?}, {tier:?}"), &here(&rom, tier), &theirs, word);
     }
+}
+
+/// Panics, with the attempts that differ, unless both told the same.
+pub fn same(name: &str, ours: &[u8], theirs: &[u8], word: usize) {
+    if ours == theirs {
+        return;
+    }
+    let (ours, theirs) = (by_attempt(ours, word), by_attempt(theirs, word));
+    let differ: Vec<_> = ours
+        .iter()
+        .zip(&theirs)
+        .filter(|(a, b)| a != b)
+        .take(8)
+        .map(|(a, b)| format!("ours   {a}\nQEMU's {b}\n"))
+        .collect();
+    panic!("{name}: {} and {} attempts\n{}", ours.len(), theirs.len(), differ.concat());
 }

@@ -13,6 +13,9 @@ mod paging;
 mod ports;
 #[path = "../qemu/mod.rs"]
 mod qemu;
+mod real;
+#[path = "../qemu/real.rs"]
+mod real_guest;
 mod segments;
 mod syscalls;
 mod tasks;
