@@ -9,6 +9,7 @@ mod exceptions;
 mod gates;
 #[path = "../qemu/guest.rs"]
 mod guest;
+mod narrow;
 mod paging;
 mod ports;
 #[path = "../qemu/mod.rs"]

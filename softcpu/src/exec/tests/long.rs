@@ -282,3 +282,21 @@ fn a_call_gate_to_ring_1() {
     m.code(&[0xff, 0x1d, 0, 0, 0, 0, 0, 0, 0, 0, GATE as u8 | 3, 0]);
     assert_eq!(m.step(), Err(Fault::SS0));
 }
+
+#[test]
+fn lar_and_lsl_know_the_types_of_long_mode() {
+    for kind in 0..16u64 {
+        let mut m = Machine::long();
+        m.put_u64(GDT + u64::from(GATE), 0x8000_0000_1234 | kind << 40);
+        m.cpu.regs[reg::RCX] = GATE.into();
+        m.asm(|a| {
+            a.lar(eax, ecx).unwrap();
+            a.lsl(eax, ecx).unwrap();
+        });
+        let seen = [0; 2].map(|_| {
+            m.run(1);
+            m.flag(flags::ZF)
+        });
+        assert_eq!(seen, [matches!(kind, 2 | 9 | 11 | 12), matches!(kind, 2 | 9 | 11)], "{kind}");
+    }
+}
