@@ -148,3 +148,32 @@ fn a_fault_has_hit_no_breakpoint() {
         assert_eq!((halted(&mut vcpu), vcpu.cpu.dr[6] & 15), ((1, CODE as u16 + 1), 1));
     }
 }
+
+#[test]
+fn one_instruction_is_in_the_shadow_of_sti() {
+    for (code, rip) in [
+        // sti; nop; nop. sti; sti; nop. sti; mov ss, ax; nop: the second one holds nothing back, or its own.
+        (&[0xfbu8, 0x90, 0x90][..], CODE + 2),
+        (&[0xfb, 0xfb, 0x90], CODE + 2),
+        (&[0xfb, 0x8e, 0xd0, 0x90, 0x90], CODE + 4),
+        // sti; int 30h, whose handler has a shadow of its own: sti; nop.
+        (&[0xfb, 0xcd, 0x30], HANDLERS + 0x302),
+    ] {
+        for tier in TIERS {
+            let mut vcpu = machine(tier, code);
+            put(&mut vcpu, HANDLERS + 0x300, &[0xfb, 0x90, 0x90]);
+            interrupt_due(&mut vcpu, 0x41);
+            run(&mut vcpu);
+            assert_eq!(halted(&mut vcpu), (0x41, rip as u16), "{code:x?}");
+        }
+    }
+}
+
+/// The local APIC has an interrupt that waits for IF.
+fn interrupt_due(vcpu: &mut Vcpu, vector: u8) {
+    let lapic = &vcpu.port().lapic;
+    // Enabled by software.
+    let _ = lapic.write(0xf0, 0x1ff, 0);
+    assert!(lapic.accept(vector, false));
+    vcpu.interrupt_due = true;
+}

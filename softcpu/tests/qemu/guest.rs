@@ -36,8 +36,10 @@ const STUBS: u64 = ROM + 0xd000;
 const RESUME: u32 = 0x1000;
 /// How many single steps return to where they were.
 pub const STEPS: u32 = 0x1010;
-/// The handler keeps ECX here.
+/// The handler keeps ECX, DS and ES here.
 const SAVED: u32 = 0x1018;
+const SAVED_DS: u32 = 0x101c;
+const SAVED_ES: u32 = 0x1020;
 pub const STACK: u32 = 0x9000;
 /// The GDT, for guests that change it.
 pub const GDT: u32 = 0x2000;
@@ -384,7 +386,8 @@ fn handler(mode: Mode) -> Vec<u8> {
     if long {
         x86!(&mut a, push rax; push rbp; mov rbp, rsp; mov rax, rsp;);
     } else {
-        x86!(&mut a, push eax; push ebp; mov ebp, esp; mov eax, 0x10u32; mov ds, eax; mov es, eax; mov eax, esp;);
+        x86!(&mut a, push eax; push ebp; mov ebp, esp; mov word_ptr(SAVED_DS).ss(), ds; mov word_ptr(SAVED_ES).ss(), es;
+            mov eax, 0x10u32; mov ds, eax; mov es, eax; mov eax, esp;);
     }
     x86!(&mut a, cld; mov dword_ptr(SAVED), ecx; call TELL_AX;);
     let load = |a: &mut CodeAssembler, i: u32| match long {
@@ -440,7 +443,7 @@ fn handler(mode: Mode) -> Vec<u8> {
     if long {
         x86!(&mut a, pop rbp; pop rax; add rsp, 16; iretq;);
     } else {
-        x86!(&mut a, pop ebp; pop eax; add esp, 8; iretd;);
+        x86!(&mut a, mov es, word_ptr(SAVED_ES); mov ds, word_ptr(SAVED_DS); pop ebp; pop eax; add esp, 8; iretd;);
     }
     x86!(&mut a, set_label &mut no_db; mov eax, 0x10u32; mov ss, eax; mov esp, STACK; push 2;);
     if long {

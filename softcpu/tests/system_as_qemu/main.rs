@@ -5,6 +5,7 @@
 
 mod control;
 mod debug;
+mod events;
 mod exceptions;
 mod gates;
 #[path = "../qemu/guest.rs"]

@@ -8,8 +8,8 @@ use crate::in_modes;
 
 const CODE16: u32 = sel::FREE;
 const DATA16: u32 = sel::FREE + 8;
-const USER_CODE16: u32 = sel::FREE + 0x10 | 3;
-const USER_DATA16: u32 = sel::FREE + 0x18 | 3;
+const USER_CODE16: u32 = (sel::FREE + 0x10) | 3;
+const USER_DATA16: u32 = (sel::FREE + 0x18) | 3;
 const GATE: u32 = sel::FREE + 0x20;
 /// 32-bit code whose base is the ROM's.
 const ROM_CODE: u32 = sel::FREE + 0x28;

@@ -23,7 +23,7 @@ fn let_user_in(g: &mut Guest) {
 }
 
 /// Into virtual-8086 mode with `flags`, and there what `what` writes, and HLT.
-fn v86(g: &mut Guest, flags: u32, what: impl FnOnce(&mut CodeAssembler)) {
+pub(crate) fn v86(g: &mut Guest, flags: u32, what: impl FnOnce(&mut CodeAssembler)) {
     let mut there = g.label();
     g.address(there);
     x86!(&mut g.a, sub eax, ROM as i32;);
