@@ -10,6 +10,15 @@
 
 use std::sync::Arc;
 
+pub mod edid;
+pub(crate) mod paint;
+pub mod vga;
+
+/// The most columns or rows of a picture.
+pub const MOST_SIDE: u32 = 8192;
+/// The most pixels of a picture (64 MiB of them in this process).
+pub const MOST_PIXELS: u32 = 1 << 24;
+
 /// A rectangle of a picture, in pixels from its upper left corner. Never empty, never outside.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Rect {

@@ -77,6 +77,9 @@ pub enum Error {
     /// The fixed ranges of the PCI bus are taken by something else.
     #[error("cannot put PCI configuration access on the bus")]
     Bus(#[from] crate::bus::Overlap),
+    /// A display's memory cannot be a BAR.
+    #[error("a frame buffer of {0} bytes: it must be a power of two from 1 MiB to 256 MiB")]
+    FrameBuffer(u64),
     /// What was saved does not fit this device.
     #[error("saved PCI state does not fit the device: {0}")]
     State(&'static str),
