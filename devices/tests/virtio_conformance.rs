@@ -7,11 +7,12 @@
 mod support;
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
 use lodge_devices::virtio::{
-    Block, BlockConfig, Console, Net, NetConfig, Rng, TransportState, VirtioDevice, feature, status,
+    Block, BlockConfig, Console, Gpu, GpuHandle, Net, NetConfig, Rng, TransportState, VirtioDevice,
+    feature, status,
 };
 use lodge_memory::Bus;
 use support::backends::{Cable, MemoryDisk, Plug, Screen, SharedDisk};
@@ -183,6 +184,34 @@ impl Subject for ConsoleSubject {
     fn check(&self, count: u32) {
         let expected: Vec<u8> = (0..count).flat_map(u32::to_le_bytes).collect();
         assert_eq!(*self.0.0.lock().unwrap(), expected, "every byte once, in order");
+    }
+}
+
+/// A display: questions on the control queue, movements of the pointer on the other one.
+#[derive(Default)]
+struct GpuSubject(Mutex<Vec<GpuHandle>>);
+
+impl Subject for GpuSubject {
+    fn device(&self) -> Box<dyn VirtioDevice> {
+        let gpu = Gpu::new("gpu", (1024, 768));
+        self.0.lock().unwrap().push(gpu.handle());
+        Box::new(gpu)
+    }
+    fn identity(&self) -> (u16, u16) {
+        (0x1050, 2)
+    }
+    fn request(&self, driver: &Driver, n: u32) -> (usize, Vec<(u64, u32, u16)>) {
+        let at = page(n);
+        let kind = if n % 2 == 0 { 0x100u32 } else { 0x301 };
+        store(driver, at, &[&kind.to_le_bytes()[..], &[0; 52]].concat());
+        match n % 2 {
+            0 => (0, vec![(at, 24, 0), (at + 1024, 408, WRITE)]),
+            _ => (1, vec![(at, 24, 0), (at + 24, 32, 0)]),
+        }
+    }
+    fn check(&self, count: u32) {
+        let made: u64 = self.0.lock().unwrap().iter().map(GpuHandle::requests).sum();
+        assert_eq!(made, u64::from(count), "every request once");
     }
 }
 
@@ -838,6 +867,7 @@ macro_rules! every_device {
         every_device!(@net: NetSubject::new(1); $($test)*);
         every_device!(@net_multi_queue: NetSubject::new(2); $($test)*);
         every_device!(@console: ConsoleSubject(Screen::default()); $($test)*);
+        every_device!(@gpu: GpuSubject::default(); $($test)*);
         every_device!(@rng: RngSubject; $($test)*);
     };
     (@$name:ident: $subject:expr; $($test:ident)*) => {

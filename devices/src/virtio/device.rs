@@ -6,7 +6,7 @@ use lodge_memory::GuestMemory;
 use serde::{Deserialize, Serialize};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::{BlockState, ConsoleState, Error, NetState};
+use super::{BlockState, ConsoleState, Error, GpuState, NetState};
 
 /// How a device's threads reach the guest's driver.
 pub trait Notifier: Send + Sync {
@@ -63,6 +63,8 @@ pub enum DeviceState {
     Net(NetState),
     /// A console.
     Console(ConsoleState),
+    /// A display.
+    Gpu(GpuState),
     /// A source of randomness has no state.
     Rng,
 }
