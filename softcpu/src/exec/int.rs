@@ -6,6 +6,7 @@ use super::operand::{
     self, address, gpr, mask, modify, modify_locked, read, reg, set_gpr, set_reg, sign_bit,
     sign_extend, size, write,
 };
+use super::sse;
 use crate::fault::{Exec, Fault};
 use crate::flags;
 use crate::state::{Cpu, reg as r};
@@ -225,10 +226,7 @@ pub fn cmpxchg8b(cpu: &mut Cpu, insn: &Instruction) -> Exec {
 pub fn cmpxchg16b(cpu: &mut Cpu, insn: &Instruction) -> Exec {
     let pair = |cpu: &Cpu, high, low| u128::from(cpu.regs[high]) << 64 | u128::from(cpu.regs[low]);
     let (wanted, new) = (pair(cpu, r::RDX, r::RAX), pair(cpu, r::RCX, r::RBX));
-    let lin = address(cpu, insn, 16, true)?;
-    if !lin.is_multiple_of(16) {
-        return Err(Fault::GP0);
-    }
+    let lin = sse::aligned(cpu, insn, address(cpu, insn, 16, true), 16)?;
     let old = cpu.rmw::<u128>(lin, insn.has_lock_prefix(), |old| (old == wanted).then_some(new))?;
     if old != wanted {
         cpu.regs[r::RAX] = old as u64;

@@ -136,11 +136,15 @@ fn xmm(cpu: &mut Cpu, insn: &Instruction, form: &Form) -> Exec {
     let mut dst = cpu.fx.xmm[index];
     let entry = entry_of(form, insn);
     if form.mxcsr {
+        let first = dst;
+        let on_the_way =
+            |control| form.dot && dot_underflows(form, insn.immediate8(), control, &first, &src);
         // SAFETY: the forms of this kind are those that `call_xmm` is for.
-        run_arithmetic(cpu, form, || unsafe {
+        let run = || unsafe {
             stubs::call_xmm(entry, &mut dst, &src);
             dst
-        })?;
+        };
+        run_arithmetic(cpu, form, run, on_the_way)?;
     } else {
         // SAFETY: as above.
         unsafe { stubs::call_xmm(entry, &mut dst, &src) };
@@ -149,9 +153,15 @@ fn xmm(cpu: &mut Cpu, insn: &Instruction, form: &Form) -> Exec {
     Ok(())
 }
 
-/// Runs `f` under the guest's MXCSR; `f` gives the result that may be denormal. #XM (or #UD without OSXMMEXCPT) if an
-/// exception that the guest has unmasked is raised: nothing but MXCSR's flags has changed then.
-fn run_arithmetic(cpu: &mut Cpu, form: &Form, f: impl FnOnce() -> [u64; 2]) -> Exec {
+/// Runs `f` under the guest's MXCSR; `f` gives the result that may be denormal, `on_the_way` says under the MXCSR that it
+/// is given whether something was that is no result. #XM (or #UD without OSXMMEXCPT) if an exception that the guest has
+/// unmasked is raised: nothing but MXCSR's flags has changed then.
+fn run_arithmetic(
+    cpu: &mut Cpu,
+    form: &Form,
+    f: impl FnOnce() -> [u64; 2],
+    on_the_way: impl FnOnce(u32) -> bool,
+) -> Exec {
     const IE_DE_ZE: u32 = 7;
     const UE: u32 = 1 << 4;
     const UM: u32 = 1 << 11;
@@ -168,7 +178,7 @@ fn run_arithmetic(cpu: &mut Cpu, form: &Form, f: impl FnOnce() -> [u64; 2]) -> E
     let mut raised = stubs::with_mxcsr(control, || result = f());
     let unmasked = !(guest >> 7) & stubs::MXCSR_FLAGS;
     // Unmasked, a tiny result is an underflow even if it is exact (SDM volume 1, 4.9.1.5).
-    if unmasked & UE != 0 && any_denormal(form, result) {
+    if unmasked & UE != 0 && (any_denormal(form, result) || on_the_way(control)) {
         raised |= UE;
     }
     if raised & unmasked == 0 {
@@ -182,6 +192,27 @@ fn run_arithmetic(cpu: &mut Cpu, form: &Form, f: impl FnOnce() -> [u64; 2]) -> E
     cpu.fx.mxcsr |= raised;
     let enabled = cpu.cr4 & cr::CR4_OSXMMEXCPT != 0;
     Err(Fault::new(if enabled { vector::XM } else { vector::UD }))
+}
+
+/// Whether DPPS or DPPD computes a denormal product or sum: each of them by the same instruction, which is told by its
+/// immediate what to multiply.
+fn dot_underflows(
+    form: &Form,
+    immediate: u8,
+    control: u32,
+    dst: &[u64; 2],
+    src: &[u64; 2],
+) -> bool {
+    let one = Form { elements: 1, ..*form };
+    [0x10, 0x20, 0x40, 0x80, 0x30, 0xc0, 0xf0].iter().any(|part| {
+        let part = usize::from(immediate & part | 1);
+        let mut result = *dst;
+        // SAFETY: the stub of DPPS or DPPD with another immediate.
+        stubs::with_mxcsr(control, || unsafe {
+            stubs::call_xmm(form.entry + part * 8, &mut result, src);
+        });
+        any_denormal(&one, result)
+    })
 }
 
 fn any_denormal(form: &Form, result: [u64; 2]) -> bool {
@@ -302,10 +333,11 @@ fn mixed(cpu: &mut Cpu, insn: &Instruction, form: &Form) -> Exec {
     if form.mxcsr {
         let frame = &mut frame;
         // SAFETY: the forms of this kind have no MMX operand.
-        run_arithmetic(cpu, form, || unsafe {
+        let run = || unsafe {
             stubs::call(entry, frame);
             frame.xmm[1]
-        })?;
+        };
+        run_arithmetic(cpu, form, run, |_| false)?;
     } else {
         // SAFETY: as above.
         unsafe { stubs::call(entry, &mut frame) };
@@ -327,10 +359,11 @@ fn mmx_form(cpu: &mut Cpu, insn: &Instruction, form: &Form) -> Exec {
     if form.mxcsr {
         let frame = &mut frame;
         // SAFETY: any SSE or MMX stub may be called so.
-        run_arithmetic(cpu, form, || unsafe {
+        let run = || unsafe {
             stubs::call_mmx(entry, frame);
             frame.xmm[1]
-        })?;
+        };
+        run_arithmetic(cpu, form, run, |_| false)?;
     } else {
         // SAFETY: as above.
         unsafe { stubs::call_mmx(entry, &mut frame) };

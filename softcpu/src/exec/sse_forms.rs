@@ -90,6 +90,8 @@ pub struct Form {
     pub underflow: u8,
     /// Result elements that `underflow` speaks of.
     pub elements: u8,
+    /// DPPS or DPPD: what underflows may be a product or a partial sum.
+    pub dot: bool,
     /// Operand 0 is the one that ModRM's r/m field names.
     pub to_rm: bool,
     /// Where operands 0 and 1 lie.
@@ -132,6 +134,7 @@ const NONE: Form = Form {
     osfxsr: false,
     underflow: 0,
     elements: 0,
+    dot: false,
     to_rm: false,
     class: [Class::Xmm; 2],
     implicit: Implicit::None,
@@ -193,6 +196,7 @@ fn form(code: Code) -> Form {
         osfxsr: (touches_xmm && !plain) || matches!(kind, Kind::Ldmxcsr | Kind::Stmxcsr),
         underflow,
         elements,
+        dot: info.table() == OpCodeTableKind::T0F3A && matches!(info.op_code(), 0x40 | 0x41),
         to_rm: names_rm(info),
         class: [0, 1].map(|i| operand_class(info, i)),
         implicit: implicit_operands(info),

@@ -99,10 +99,13 @@ fn what_holds_a_single_step_back() {
         // mov ss, ax; nop; hlt. pop ss; nop; hlt.
         (&[0x8e, 0xd0, 0x90, 0xf4], 3),
         (&[0x17, 0x90, 0xf4], 2),
+        // lss sp, [9000h]; nop; hlt: neither.
+        (&[0x0f, 0xb2, 0x26, 0x00, 0x90, 0x90, 0xf4], 5),
         (&[0x90, 0x90, 0xf4], 1),
     ] {
         for tier in TIERS {
             let mut vcpu = machine(tier, code);
+            put(&mut vcpu, 0x9000, &[0x00, 0x70, 0, 0]);
             vcpu.cpu.sys_flags |= flags::TF;
             run(&mut vcpu);
             assert_eq!(halted(&mut vcpu), (1, CODE as u16 + ip));

@@ -5,7 +5,7 @@ use iced_x86::{
     OpCodeInfo, OpCodeOperandKind, OpCodeTableKind, OpKind, Register,
 };
 
-use super::case::Bits;
+use super::case::{Bits, USER64_CS};
 use super::random::Rng;
 
 /// What a guest may use without the CPU having been told more: x86-64-v2 and what is judged beside it.
@@ -220,6 +220,16 @@ pub fn unfit(insn: &Instruction, bits: Bits) -> bool {
         // EDX:EAX must be what the guest may ask for.
         || state && (names(Register::RAX) || names(Register::RDX))
         || near && bits == Bits::B64 && insn.code().op_code().operand_size() == 16
+        // To 64-bit code, on a 16-bit stack: the host's kernel does not get the process out of there.
+        || bits == Bits::B16 && far_selector(insn) & !3 == USER64_CS & !3
+}
+
+/// Where a direct far branch goes.
+fn far_selector(insn: &Instruction) -> u16 {
+    match insn.op0_kind() {
+        OpKind::FarBranch16 | OpKind::FarBranch32 => insn.far_branch_selector(),
+        _ => 0,
+    }
 }
 
 /// Encodes `info` with random prefixes, ModRM and the rest.

@@ -113,6 +113,12 @@ fn describe(
     out
 }
 
+/// The case went where the host's kernel and loader have put something, at other places each time.
+fn strays(host: &Outcome, ours: &Outcome) -> bool {
+    let elsewhere = 0x5500_0000_0000..0x8000_0000_0000u64;
+    ours.vector == Some(14) && host.vector != Some(14) && elsewhere.contains(&ours.cr2)
+}
+
 /// What a judging came to.
 struct Verdict {
     cases: u64,
@@ -155,7 +161,7 @@ fn judge(bits: Bits, subject: &mut dyn Subject, cases: u64, runs: bool) -> Verdi
                 Ok(ours) => compare::differences(case, insns, host, ours),
                 Err(_) => vec!["a panic (its message is above)".into()],
             };
-            if !found.is_empty() {
+            if !found.is_empty() && !ours.is_ok_and(|ours| strays(host, &ours)) {
                 let name = if runs { "run".into() } else { format!("{:?}", insns[0].code()) };
                 let report = describe(case, insns, subject.name(), &found, host);
                 verdict.mismatches.entry(name).or_insert((0, report)).0 += 1;

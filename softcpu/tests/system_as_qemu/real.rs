@@ -609,3 +609,82 @@ fn single_steps() {
         }
     });
 }
+
+/// Code that changes code: itself, what comes next, what ran before; by itself, by strings, by the stack, through another
+/// segment.
+#[test]
+fn self_modifying() {
+    compare("modify", |g| {
+        let programs: [&[u8]; 9] = [
+            // mov byte [7106h], 43h; nop (inc bx); int 33h
+            &[0xc6, 0x06, 0x05, 0x71, 0x43, 0x90, 0xcd, 0x33],
+            // mov word [7107h], 4343h; nop; nop; nop; int 33h: the last two
+            &[0xc7, 0x06, 0x07, 0x71, 0x43, 0x43, 0x90, 0x90, 0x90, 0xcd, 0x33],
+            // mov cx, 4; mov di, 710ah; mov al, 43h; rep stosb; (43h *4); int 33h
+            &[
+                0xb9, 4, 0, 0xbf, 0x0a, 0x71, 0xb0, 0x43, 0xf3, 0xaa, 0x90, 0x90, 0x90, 0x90, 0xcd,
+                0x33,
+            ],
+            // mov cx, 5; again: add bx, 1; inc byte [7105h]; loop again; int 33h
+            &[0xb9, 5, 0, 0x83, 0xc3, 0x01, 0xfe, 0x06, 0x05, 0x71, 0xe2, 0xf7, 0xcd, 0x33],
+            // mov cx, 3; again: call 7110h; mov byte [7110h], 4bh (dec bx); loop again; int 33h. 7110h: inc bx; ret
+            &[
+                0xb9, 3, 0, 0xe8, 0x0a, 0x00, 0xc6, 0x06, 0x10, 0x71, 0x4b, 0xe2, 0xf6, 0xcd, 0x33,
+                0x90, 0x43, 0xc3,
+            ],
+            // mov sp, 710ah; mov ax, 4343h; push ax; (43h 43h); int 33h, whose frame comes over what is done
+            &[
+                0xbc, 0x0a, 0x71, 0xb8, 0x43, 0x43, 0x50, 0x90, 0x90, 0x90, 0xbc, 0x00, 0x60, 0xcd,
+                0x33,
+            ],
+            // mov ax, 710h; mov ds, ax; mov byte [10h], 43h; nops; int 33h
+            &[
+                0xb8, 0x10, 0x07, 0x8e, 0xd8, 0xc6, 0x06, 0x0c, 0x00, 0x43, 0x90, 0x90, 0x90, 0xcd,
+                0x33,
+            ],
+            // mov cx, 3; again: mov byte [7107h], 43h; nop; mov byte [7107h], 4bh; loop; int 33h
+            &[
+                0xb9, 3, 0, 0xc6, 0x06, 0x08, 0x71, 0x43, 0x90, 0xc6, 0x06, 0x08, 0x71, 0x4b, 0xe2,
+                0xf3, 0xcd, 0x33,
+            ],
+            // lock inc byte [7106h] (its ModRM's neighbour is the next instruction's opcode: 42h becomes 43h)
+            &[0xf0, 0xfe, 0x06, 0x05, 0x71, 0x42, 0xcd, 0x33],
+        ];
+        // The handler has kept BX, which counts.
+        let tell = |g: &mut Guest| {
+            x86!(&mut g.a, xor eax, eax; mov ax, bx;);
+            g.tell();
+        };
+        for program in programs {
+            for _ in 0..2 {
+                g.attempt(|g| {
+                    g.put(0x7100, program);
+                    x86!(&mut g.a, xor bx, bx; xor dx, dx; push 0; push 0x7100; retf;);
+                });
+                tell(g);
+            }
+        }
+        // The same over the end of a page: the code is 4 bytes before it.
+        for program in programs {
+            g.attempt(|g| {
+                let mut moved = program.to_vec();
+                for i in 0..moved.len() - 1 {
+                    if moved[i + 1] == 0x71 && moved[i] < 0x20 {
+                        moved[i + 1] = 0x80;
+                        moved[i] = moved[i].wrapping_sub(4);
+                        if moved[i] > 0x20 {
+                            moved[i + 1] = 0x7f;
+                        }
+                    }
+                }
+                g.put(0x7ffc, &moved);
+                x86!(&mut g.a, xor bx, bx; xor dx, dx; push 0; push 0x7ffc; retf;);
+            });
+            tell(g);
+        }
+        // And what was left of it all.
+        for at in (0x7100..0x7120).step_by(4).chain((0x7ff0..0x8010).step_by(4)) {
+            g.tell_memory(at);
+        }
+    });
+}

@@ -69,6 +69,15 @@ fn compare_and_exchange_of_16_bytes() {
     assert_eq!((m.cpu.regs[reg::RAX], m.cpu.regs[reg::RDX]), (3, 4));
     assert!(!m.flag(flags::ZF));
     assert_eq!(m.step(), Err(Fault::GP0));
+    // Alignment comes before a stack address that is not canonical.
+    m.cpu.regs[reg::RBP] = 1 << 62;
+    m.asm(|a| {
+        a.cmpxchg16b(ptr(rbp + 1)).unwrap();
+        a.cmpxchg16b(ptr(rbp)).unwrap();
+    });
+    assert_eq!(m.step(), Err(Fault::GP0));
+    m.cpu.rip = m.cpu.next_rip;
+    assert_eq!(m.step(), Err(Fault::SS0));
 }
 
 #[test]

@@ -10,3 +10,4 @@ mod real;
 mod strings;
 mod tasks;
 mod v86;
+mod vectors;
