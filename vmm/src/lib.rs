@@ -9,11 +9,13 @@
 mod board;
 pub mod boot;
 pub mod control;
+pub mod display;
 mod error;
 mod machine;
 mod peripherals;
 pub mod terminal;
 pub mod vcpu;
+pub mod vnc;
 
 pub use error::{Error, chain};
 pub use machine::Machine;
