@@ -8,7 +8,9 @@ use lodge_model::MemorySize;
 use lodge_model::exit::{self, ExitStatus};
 use lodge_model::host::HostFacts;
 use lodge_model::keyvalue;
-use lodge_model::spec::{Accel, Console, Disk, MachineSpec, Net};
+use lodge_model::spec::{
+    Accel, BootFlag, Cdrom, Console, Disk, DiskBus, Display, FirmwareKind, MachineSpec, Net, Video,
+};
 use serde::Deserialize;
 
 use crate::failure::{Failure, chain};
@@ -40,6 +42,41 @@ pub struct Args {
     #[arg(long, value_name = "ACCEL", value_parser = parse::<Accel>)]
     accel: Option<Accel>,
 
+    /// A CD-ROM drive with this ISO image in it: FILE[,bus=sata|scsi]. Can be given several times.
+    #[arg(long = "cdrom", value_name = "CDROM", value_parser = parse::<Cdrom>)]
+    cdroms: Vec<Cdrom>,
+
+    /// What the machine starts with: bios or uefi [default: bios; none with --kernel].
+    #[arg(long, value_name = "FIRMWARE", value_parser = parse::<FirmwareKind>)]
+    firmware: Option<FirmwareKind>,
+
+    /// The file with the UEFI variables [default: one in the state directory, by the machine's name].
+    #[arg(long, value_name = "FILE")]
+    uefi_vars: Option<PathBuf>,
+
+    /// Start with fresh UEFI variables; the old ones are kept in FILE.old.
+    #[arg(long)]
+    reset_uefi_vars: bool,
+
+    /// What the firmware boots from: order=disk,cdrom,network (that is the default), once=cdrom for the first
+    /// start alone, menu to offer a choice; several of these with commas.
+    #[arg(long, value_name = "BOOT", value_parser = str::parse::<BootFlag>)]
+    boot: Option<BootFlag>,
+
+    /// Who sees the display: none, vnc=ADDRESS:PORT or vnc=unix:PATH [default: none].
+    ///
+    /// With vnc also: password-file=F (its first line is the password), tls-cert=F,tls-key=F.
+    #[arg(long, value_name = "DISPLAY", value_parser = parse::<Display>)]
+    display: Option<Display>,
+
+    /// The display that the guest finds: vga, virtio or none [default: vga].
+    #[arg(long, value_name = "VIDEO", value_parser = parse::<Video>)]
+    video: Option<Video>,
+
+    /// What disks are connected to that do not say it: virtio, scsi or sata [default: virtio].
+    #[arg(long, value_name = "BUS", value_parser = parse::<DiskBus>)]
+    bus: Option<DiskBus>,
+
     /// The Linux kernel to start: a bzImage or an ELF vmlinux.
     #[arg(long, value_name = "FILE")]
     kernel: Option<PathBuf>,
@@ -52,7 +89,7 @@ pub struct Args {
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     cmdline: Option<String>,
 
-    /// A disk: FILE[,format=raw|qcow2][,readonly][,serial=S]. Can be given several times.
+    /// A disk: FILE[,format=raw|qcow2][,readonly][,serial=S][,bus=B]. Can be given several times.
     #[arg(long = "disk", value_name = "DISK", value_parser = parse::<Disk>)]
     disks: Vec<Disk>,
 
@@ -90,6 +127,9 @@ fn long_help() -> String {
     format!(
         "\
 Examples:
+  Install a system from an ISO onto a new disk (qemu-img create -f qcow2 new.qcow2 20G), seen with any VNC viewer:
+      lodge run --memory 2G --cdrom debian-12.iso --disk new.qcow2 --net user \\
+          --display vnc=127.0.0.1:5901
   Debian's kernel and a RAM disk, nothing else:
       lodge run --kernel vmlinuz --initrd initrd.img
   A Debian disk with a network, reached by ssh -p 2222 root@127.0.0.1:
@@ -117,6 +157,7 @@ fn parse<T: for<'de> Deserialize<'de>>(text: &str) -> Result<T, keyvalue::Error>
 /// failed: a machine takes this process over.
 pub fn run(args: Args) -> Result<ExitCode, Failure> {
     let print = args.print_spec;
+    let fresh_variables = args.reset_uefi_vars;
     let mut spec = args.into_spec()?;
     if print {
         let here = std::env::current_dir().map_err(|error| {
@@ -139,7 +180,26 @@ pub fn run(args: Args) -> Result<ExitCode, Failure> {
         let list = problems.to_string().replace('\n', "\n  ");
         Failure::request(format!("the machine cannot be made as asked:\n  {list}"), "")
     })?;
+    if fresh_variables {
+        reset_variables(&spec)?;
+    }
     Err(launch::take_over(&spec))
+}
+
+/// Puts the UEFI variables aside, so that the machine makes fresh ones.
+fn reset_variables(spec: &MachineSpec) -> Result<(), Failure> {
+    let path = spec.variables_path();
+    let mut old = path.as_os_str().to_owned();
+    old.push(".old");
+    match fs::rename(&path, &old) {
+        Ok(()) => eprintln!("lodge: the old UEFI variables are in '{}'", Path::new(&old).display()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => {
+            let what = format!("cannot put the UEFI variables '{}' aside: {error}", path.display());
+            return Err(Failure::request(what, "check the rights of its directory"));
+        }
+    }
+    Ok(())
 }
 
 impl Args {
@@ -162,6 +222,19 @@ impl Args {
         set(&mut spec.boot.cmdline, self.cmdline);
         set(&mut spec.disks, Some(self.disks).filter(|disks| !disks.is_empty()));
         set(&mut spec.nets, Some(self.nets).filter(|nets| !nets.is_empty()));
+        set(&mut spec.cdroms, Some(self.cdroms).filter(|drives| !drives.is_empty()));
+        set(&mut spec.boot.firmware, self.firmware.map(Some));
+        set(&mut spec.boot.uefi_vars, self.uefi_vars.map(Some));
+        if let Some(boot) = self.boot {
+            set(&mut spec.boot.order, boot.order);
+            set(&mut spec.boot.once, boot.once);
+            spec.boot.menu |= boot.menu;
+        }
+        set(&mut spec.display, self.display);
+        set(&mut spec.video, self.video.map(Some));
+        if let Some(bus) = self.bus {
+            spec.disks.iter_mut().for_each(|disk| disk.bus = disk.bus.or(Some(bus)));
+        }
         set(&mut spec.console, self.console);
         spec.debug_exit |= self.debug_exit;
         Ok(spec)
@@ -189,7 +262,7 @@ mod tests {
     use super::*;
     use clap::Parser;
     use lodge_model::net::PortForward;
-    use lodge_model::spec::{DiskFormat, TapNet, UserNet};
+    use lodge_model::spec::{BootDevice, DiskFormat, TapNet, UserNet};
 
     #[derive(Parser)]
     struct Line {
@@ -210,7 +283,8 @@ mod tests {
     #[test]
     fn each_flag_is_a_field() {
         let line = "--name web --cpus 2 --memory 512M --accel soft --kernel k --initrd i \
-                    --cmdline -quiet --disk a --disk b,format=raw,readonly --console file=log \
+                    --cmdline -quiet --disk a --disk b,format=raw,readonly,bus=scsi --console file=log \
+                    --bus sata --cdrom c.iso --video virtio --firmware uefi --uefi-vars v --boot once=cdrom,menu \
                     --net user,forward=2222:22 --net tap=t0,mac=52:54:00:00:00:01";
         let made = spec(&line.split_whitespace().collect::<Vec<_>>());
         let mut expected = MachineSpec {
@@ -220,14 +294,17 @@ mod tests {
             accel: Accel::Soft,
             console: Console::File("log".into()),
             disks: vec![
-                Disk { path: "a".into(), ..Disk::default() },
+                Disk { path: "a".into(), bus: Some(DiskBus::Sata), ..Disk::default() },
                 Disk {
                     path: "b".into(),
                     format: Some(DiskFormat::Raw),
                     readonly: true,
+                    bus: Some(DiskBus::Scsi),
                     ..Disk::default()
                 },
             ],
+            cdroms: vec![Cdrom { path: Some("c.iso".into()), bus: None }],
+            video: Some(Video::Virtio),
             nets: vec![
                 Net::User(UserNet { forward: vec![PortForward::tcp(2222, 22)], mac: None }),
                 Net::Tap(TapNet {
@@ -240,6 +317,10 @@ mod tests {
         expected.boot.kernel = Some("k".into());
         expected.boot.initrd = Some("i".into());
         expected.boot.cmdline = "-quiet".into();
+        expected.boot.firmware = Some(FirmwareKind::Uefi);
+        expected.boot.uefi_vars = Some("v".into());
+        expected.boot.once = vec![BootDevice::Cdrom];
+        expected.boot.menu = true;
         assert_eq!(made, expected);
     }
 

@@ -30,7 +30,7 @@ fn bad_requests_name_the_thing_and_the_way_out() {
     let here = folder.path().to_str().unwrap();
     let kernel = |more: &[&str]| refused(&[&["run", "--kernel", file], more].concat());
     for (message, parts) in [
-        (refused(&["run"]), ["boot.kernel", "--kernel FILE"]),
+        (refused(&["run"]), ["boot:", "--kernel FILE"]),
         (refused(&["run", "--kernel", "/no/such"]), ["'/no/such' does not exist", "help:"]),
         (refused(&["run", "--kernel", here]), ["is a directory", "help:"]),
         (kernel(&["--disk", here]), ["disks[0].path", "is a directory"]),
@@ -66,7 +66,7 @@ fn a_spec_files_mistake_is_shown_where_it_is() {
 #[test]
 fn several_problems_come_at_once() {
     let message = refused(&["run", "--cpus", "0", "--memory", "1", "--name", "a b"]);
-    for field in ["name:", "cpus:", "memory:", "boot.kernel:"] {
+    for field in ["name:", "cpus:", "memory:", "boot:"] {
         assert!(message.contains(field), "{field} is not in: {message}");
     }
 }

@@ -10,7 +10,7 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use crate::size::MemorySize;
-use crate::spec::{Console, MachineSpec, Net};
+use crate::spec::{Console, Display, MachineSpec, Net};
 
 /// What is known of the host, as far as a spec touches it.
 #[derive(Clone, Debug, Default)]
@@ -90,7 +90,16 @@ impl HostFacts {
         };
         let boot = [spec.boot.kernel.as_ref(), spec.boot.initrd.as_ref()];
         let disks = spec.disks.iter().map(|disk| &disk.path);
-        for path in boot.into_iter().flatten().chain(console).chain(disks) {
+        let cdroms = spec.cdroms.iter().filter_map(|drive| drive.path.as_ref());
+        let vnc = match &spec.display {
+            Display::None => [None; 3],
+            Display::Vnc(vnc) => {
+                [&vnc.password_file, &vnc.tls_cert, &vnc.tls_key].map(Option::as_ref)
+            }
+        };
+        let vnc = vnc.into_iter().flatten();
+        for path in boot.into_iter().flatten().chain(console).chain(disks).chain(cdroms).chain(vnc)
+        {
             facts.files.entry(path.clone()).or_insert_with(|| FileFact::of(path));
         }
         if spec.nets.iter().any(|net| matches!(net, Net::Tap(_))) {

@@ -4,6 +4,10 @@
 //! the doc comments are the users' reference. Adding a field means adding it here, a flag in
 //! `cli`, a check in [`crate::validate`] where one makes sense, and writing the page anew.
 
+mod boot;
+mod screen;
+mod storage;
+
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -12,6 +16,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::net::{MacAddr, PortForward};
 use crate::size::MemorySize;
+
+pub use boot::{BadBoot, Boot, BootDevice, BootFlag, DEFAULT_CMDLINE, FirmwareKind};
+pub use screen::{BadVncAddress, Display, Video, Vnc, VncAddress};
+pub use storage::{Cdrom, Disk, DiskBus, DiskFormat};
 
 /// A machine.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize, JsonSchema)]
@@ -30,13 +38,22 @@ pub struct MachineSpec {
     pub boot: Boot,
     /// Where the guest's serial port (COM1, `ttyS0` in Linux) is connected to.
     pub console: Console,
-    /// The disks, in the order in which the guest finds them: virtio block devices, `vda`,
-    /// `vdb`, ... in Linux.
+    /// The disks, in the order in which the guest finds them: virtio block devices are `vda`,
+    /// `vdb`, ... in Linux, the others `sda`, `sdb`, ...
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub disks: Vec<Disk>,
+    /// The CD-ROM drives.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub cdroms: Vec<Cdrom>,
     /// The network cards, in the order in which the guest finds them: virtio network devices.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub nets: Vec<Net>,
+    /// The display that the guest finds. Without it a machine with firmware has `vga`, and one that starts a kernel
+    /// directly has none unless somebody sees it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub video: Option<Video>,
+    /// Who sees the display.
+    pub display: Display,
     /// The guest can end the machine by writing a value to port F4H, which becomes the exit code:
     /// for test guests.
     #[serde(skip_serializing_if = "is_false")]
@@ -53,6 +70,9 @@ impl Default for MachineSpec {
             boot: Boot::default(),
             console: Console::default(),
             disks: Vec::new(),
+            cdroms: Vec::new(),
+            video: None,
+            display: Display::default(),
             nets: Vec::new(),
             debug_exit: false,
         }
@@ -78,68 +98,6 @@ impl fmt::Display for Accel {
             Self::Auto => "auto",
             Self::Kvm => "kvm",
             Self::Soft => "soft",
-        })
-    }
-}
-
-/// The kernel command line where none is given: without a console on the serial port the
-/// user would see nothing.
-pub const DEFAULT_CMDLINE: &str = "console=ttyS0";
-
-/// What a machine starts with: a Linux kernel.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct Boot {
-    /// The kernel to start: a bzImage (`/boot/vmlinuz-...`) or an ELF `vmlinux` with a PVH entry.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub kernel: Option<PathBuf>,
-    /// The initial RAM disk to hand to the kernel.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub initrd: Option<PathBuf>,
-    /// The kernel's command line.
-    pub cmdline: String,
-}
-
-impl Default for Boot {
-    fn default() -> Self {
-        Self { kernel: None, initrd: None, cmdline: DEFAULT_CMDLINE.into() }
-    }
-}
-
-/// A disk: on the command line `FILE[,format=raw|qcow2][,readonly][,serial=S]`.
-#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Disk {
-    /// The image file or block device.
-    pub path: PathBuf,
-    /// The image's format. Without it the image's first bytes decide; say it for a raw image
-    /// that a guest you do not trust has written to.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub format: Option<DiskFormat>,
-    /// The guest can only read it, and so can others at the same time.
-    #[serde(default, skip_serializing_if = "is_false")]
-    pub readonly: bool,
-    /// The serial number that the guest sees, up to 20 printable ASCII characters; Linux makes
-    /// `/dev/disk/by-id/virtio-SERIAL` of it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub serial: Option<String>,
-}
-
-/// How a disk's bytes are kept in a file.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum DiskFormat {
-    /// The disk's bytes as they are.
-    Raw,
-    /// QEMU's copy-on-write format, version 2 or 3.
-    Qcow2,
-}
-
-impl fmt::Display for DiskFormat {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Raw => "raw",
-            Self::Qcow2 => "qcow2",
         })
     }
 }
@@ -242,15 +200,54 @@ impl MachineSpec {
         MacAddr([0x52, 0x54, a, b, c, d])
     }
 
-    /// Makes the paths absolute, against `base`: a spec file's paths are relative to the file.
-    pub fn resolve_paths(&mut self, base: &Path) {
-        let boot = [self.boot.kernel.as_mut(), self.boot.initrd.as_mut()];
+    /// The display that the guest finds.
+    pub fn video_kind(&self) -> Video {
+        self.video.unwrap_or(match (self.boot.firmware_kind(), &self.display) {
+            (None, Display::None) => Video::None,
+            _ => Video::Vga,
+        })
+    }
+
+    /// Where the UEFI variables are: where the spec says, or else in the user's state directory (XDG Base
+    /// Directory Specification) under the machine's name.
+    pub fn variables_path(&self) -> PathBuf {
+        if let Some(path) = &self.boot.uefi_vars {
+            return path.clone();
+        }
+        let home = || std::env::home_dir().unwrap_or_else(|| "/var/lib".into());
+        let state = std::env::var_os("XDG_STATE_HOME").map(PathBuf::from);
+        let state = state.filter(|path| path.is_absolute());
+        let state = state.unwrap_or_else(|| home().join(".local/state"));
+        state.join("lodge").join(&self.name).join("uefi-vars.fd")
+    }
+
+    /// The files that the spec names.
+    fn paths_mut(&mut self) -> impl Iterator<Item = &mut PathBuf> {
+        let boot = &mut self.boot;
+        let boot = [boot.kernel.as_mut(), boot.initrd.as_mut(), boot.uefi_vars.as_mut()];
         let console = match &mut self.console {
             Console::File(path) => Some(path),
             Console::Stdio | Console::None => None,
         };
+        let display = match &mut self.display {
+            Display::None => Vec::new(),
+            Display::Vnc(vnc) => {
+                let socket = match &mut vnc.listen {
+                    VncAddress::Unix(path) => Some(path),
+                    VncAddress::Tcp(_) => None,
+                };
+                let files = [&mut vnc.password_file, &mut vnc.tls_cert, &mut vnc.tls_key];
+                files.into_iter().filter_map(Option::as_mut).chain(socket).collect()
+            }
+        };
         let disks = self.disks.iter_mut().map(|disk| &mut disk.path);
-        for path in boot.into_iter().flatten().chain(console).chain(disks) {
+        let cdroms = self.cdroms.iter_mut().filter_map(|drive| drive.path.as_mut());
+        boot.into_iter().flatten().chain(console).chain(display).chain(disks).chain(cdroms)
+    }
+
+    /// Makes the paths absolute, against `base`: a spec file's paths are relative to the file.
+    pub fn resolve_paths(&mut self, base: &Path) {
+        for path in self.paths_mut() {
             if !path.as_os_str().is_empty() {
                 *path = base.join(&*path);
             }
@@ -276,6 +273,11 @@ mod tests {
                 kernel: Some("/k".into()),
                 initrd: Some("/i".into()),
                 cmdline: "quiet \"x\"".into(),
+                firmware: Some(FirmwareKind::Uefi),
+                uefi_vars: Some("/v".into()),
+                order: vec![BootDevice::Network],
+                once: vec![BootDevice::Cdrom],
+                menu: true,
             },
             console: Console::File("/tmp/log".into()),
             disks: vec![
@@ -285,8 +287,17 @@ mod tests {
                     format: Some(DiskFormat::Raw),
                     readonly: true,
                     serial: Some("S1".into()),
+                    bus: Some(DiskBus::Scsi),
                 },
             ],
+            cdroms: vec![Cdrom { path: Some("/i.iso".into()), bus: None }, Cdrom::default()],
+            video: Some(Video::Virtio),
+            display: Display::Vnc(Vnc {
+                listen: VncAddress::Unix("/s".into()),
+                password_file: Some("/p".into()),
+                tls_cert: None,
+                tls_key: None,
+            }),
             nets: vec![
                 Net::User(UserNet { forward: vec![PortForward::tcp(2222, 22)], mac: None }),
                 Net::User(UserNet::default()),

@@ -10,7 +10,9 @@ use std::path::{Path, PathBuf};
 use crate::host::{FileFact, HostFacts};
 use crate::net::{PortForward, Protocol};
 use crate::size::MemorySize;
-use crate::spec::{Console, Disk, MachineSpec, Net, TapNet};
+use crate::spec::{
+    Cdrom, Console, Disk, DiskBus, Display, FirmwareKind, MachineSpec, Net, TapNet, Vnc, VncAddress,
+};
 
 /// The most vCPUs a machine can have: interrupt messages name 8-bit APIC IDs (no interrupt
 /// remapping), 255 of which is the broadcast.
@@ -26,6 +28,8 @@ pub const MAX_CMDLINE: usize = 2047;
 pub const MAX_SERIAL: usize = 20;
 /// The longest name of a machine.
 pub const MAX_NAME: usize = 63;
+/// Ports of the chipset's SATA controller.
+pub const MAX_SATA: usize = 6;
 /// The most disks and network cards together: each is a function on the PCI bus, beside the
 /// chipset's own.
 pub const MAX_DEVICES: usize = 24;
@@ -76,9 +80,13 @@ impl MachineSpec {
         check.memory(self.memory);
         check.boot(self);
         check.disks(&self.disks);
+        check.cdroms(&self.cdroms, &self.disks);
+        check.sata(self);
+        check.display(self);
         check.console(self);
         check.nets(self);
-        let devices = self.disks.len() + self.nets.len();
+        let own = |disk: &&Disk| !matches!(disk.bus, Some(DiskBus::Sata | DiskBus::Scsi));
+        let devices = self.disks.iter().filter(own).count() + self.nets.len();
         if devices > MAX_DEVICES {
             let what = format!("{devices} disks and network cards together are too many");
             check.add("disks", what, format!("the PCI bus has room for {MAX_DEVICES} of them"));
@@ -133,13 +141,32 @@ impl Check<'_> {
 
     fn boot(&mut self, spec: &MachineSpec) {
         let boot = &spec.boot;
+        let bootable = !spec.disks.is_empty() || !spec.cdroms.is_empty() || !spec.nets.is_empty();
         match &boot.kernel {
             Some(kernel) => self.readable("boot.kernel", kernel),
+            None if bootable || boot.firmware.is_some() => {}
             None => self.add(
-                "boot.kernel",
-                "there is nothing to start: no kernel is given",
-                "give a Linux kernel with --kernel FILE (a bzImage or an ELF vmlinux)",
+                "boot",
+                "there is nothing to start",
+                "give an installer with --cdrom FILE.iso, a disk with --disk FILE, or a Linux kernel with --kernel FILE",
             ),
+        }
+        if boot.kernel.is_some() && boot.firmware == Some(FirmwareKind::Bios) {
+            let help = "leave --firmware away: the kernel is started without a BIOS";
+            self.add("boot.firmware", "a BIOS does not start kernels", help);
+        }
+        if boot.kernel.is_none() && boot.initrd.is_some() {
+            self.add(
+                "boot.initrd",
+                "there is an initrd, but no kernel",
+                "give the kernel with --kernel FILE",
+            );
+        }
+        for (field, list) in [("boot.order", &boot.order), ("boot.once", &boot.once)] {
+            if let Some(twice) = list.iter().enumerate().find(|(i, kind)| list[..*i].contains(kind))
+            {
+                self.add(field, format!("'{}' is in it twice", twice.1), "name each kind once");
+            }
         }
         if let Some(initrd) = &boot.initrd {
             self.readable("boot.initrd", initrd);
@@ -229,6 +256,68 @@ impl Check<'_> {
                     self.add(format!("disks[{index}].serial"), what, help);
                 }
             }
+        }
+    }
+
+    fn cdroms(&mut self, cdroms: &[Cdrom], disks: &[Disk]) {
+        for (index, drive) in cdroms.iter().enumerate() {
+            if drive.bus == Some(DiskBus::Virtio) {
+                let what = "a virtio block device cannot be a CD-ROM drive";
+                self.add(format!("cdroms[{index}].bus"), what, "use sata or scsi");
+            }
+            let Some(path) = &drive.path else { continue };
+            let field = format!("cdroms[{index}].path");
+            self.readable(&field, path);
+            let id = |path: &Path| match self.host.files.get(path) {
+                Some(FileFact::File { id, .. }) => Some(*id),
+                _ => None,
+            };
+            let own = id(path);
+            let same = |disk: &Disk| !disk.readonly && own.is_some() && id(&disk.path) == own;
+            if let Some(disk) = disks.iter().position(same) {
+                let what = format!("'{}' is also disk {disk}, which is written", path.display());
+                self.add(
+                    field,
+                    what,
+                    "give the disk an image of its own, or add ',readonly' to it",
+                );
+            }
+        }
+    }
+
+    fn sata(&mut self, spec: &MachineSpec) {
+        let disks = spec.disks.iter().filter(|disk| disk.bus == Some(DiskBus::Sata)).count();
+        let drives = spec.cdroms.iter().filter(|drive| drive.bus != Some(DiskBus::Scsi)).count();
+        if disks + drives > MAX_SATA {
+            let what = format!("{} disks and CD-ROM drives on SATA are too many", disks + drives);
+            self.add("disks", what, format!("SATA has {MAX_SATA} ports; give some bus=scsi"));
+        }
+    }
+
+    fn display(&mut self, spec: &MachineSpec) {
+        let Display::Vnc(Vnc { listen, password_file, tls_cert, tls_key }) = &spec.display else {
+            return;
+        };
+        let files =
+            [("password-file", password_file), ("tls-cert", tls_cert), ("tls-key", tls_key)];
+        for (key, path) in files {
+            if let Some(path) = path {
+                self.readable(&format!("display.vnc.{key}"), path);
+            }
+        }
+        if tls_cert.is_some() != tls_key.is_some() {
+            let what = "a certificate and its key belong together, and one is missing";
+            self.add("display.vnc", what, "give both tls-cert=FILE and tls-key=FILE, or none");
+        }
+        // What a viewer types goes to the guest: that is for nobody else on the network.
+        if let VncAddress::Tcp(address) = listen
+            && !address.ip().is_loopback()
+            && password_file.is_none()
+        {
+            let what = format!("{address} lets everybody who reaches this host use the machine");
+            let help =
+                "listen on 127.0.0.1 or unix:PATH (and come by ssh), or give a password-file";
+            self.add("display.vnc.listen", what, help);
         }
     }
 
@@ -361,7 +450,7 @@ impl Check<'_> {
 mod tests {
     use super::*;
     use crate::net::MacAddr;
-    use crate::spec::UserNet;
+    use crate::spec::{BootDevice, UserNet};
 
     fn file(inode: u64) -> FileFact {
         FileFact::File { id: (1, inode), unreadable: None, unwritable: None }
@@ -472,8 +561,59 @@ mod tests {
             assert_eq!(fields(|s| s.boot.initrd = Some(path.into())), ["boot.initrd"], "{path}");
             assert_eq!(fields(|s| s.disks = vec![disk(path)]), ["disks[0].path"], "{path}");
         }
-        assert_eq!(fields(|s| s.boot.kernel = None), ["boot.kernel"]);
+        assert_eq!(fields(|s| s.boot.kernel = None), ["boot"]);
         assert_eq!(fields(|s| s.disks = vec![disk("/rom")]), ["disks[0].path"]);
+        let firmware = |s: &mut MachineSpec, kind| {
+            s.boot.kernel = None;
+            s.boot.firmware = kind;
+        };
+        assert!(fields(|s| firmware(s, Some(FirmwareKind::Uefi))).is_empty());
+        assert_eq!(fields(|s| s.boot.firmware = Some(FirmwareKind::Bios)), ["boot.firmware"]);
+        assert!(fields(|s| s.boot.firmware = Some(FirmwareKind::Uefi)).is_empty());
+        let order = vec![BootDevice::Disk, BootDevice::Cdrom, BootDevice::Disk];
+        assert_eq!(fields(|s| s.boot.once = order), ["boot.once"]);
+        let initrd_alone = |s: &mut MachineSpec| {
+            firmware(s, Some(FirmwareKind::Bios));
+            s.boot.initrd = Some("/a".into());
+        };
+        assert_eq!(fields(initrd_alone), ["boot.initrd"]);
+    }
+
+    #[test]
+    fn drives() {
+        let drive = |path: &str, bus| Cdrom { path: Some(path.into()), bus };
+        let with = |drives: Vec<Cdrom>| fields(|s| s.cdroms = drives);
+        assert!(with(vec![drive("/rom", None), Cdrom::default()]).is_empty());
+        assert_eq!(with(vec![drive("/no", None)]), ["cdroms[0].path"]);
+        assert_eq!(with(vec![drive("/rom", Some(DiskBus::Virtio))]), ["cdroms[0].bus"]);
+        assert_eq!(with(vec![Cdrom::default(); 7]), ["disks"]);
+        let shared = |readonly| {
+            fields(|s| {
+                s.disks = vec![Disk { readonly, ..disk("/a") }];
+                s.cdroms = vec![drive("/same-as-a", None)];
+            })
+        };
+        assert_eq!(shared(false), ["cdroms[0].path"]);
+        assert!(shared(true).is_empty());
+    }
+
+    #[test]
+    fn displays() {
+        let vnc = |listen: &str, change: fn(&mut Vnc)| {
+            let listen = listen.parse().unwrap();
+            let mut vnc = Vnc { listen, password_file: None, tls_cert: None, tls_key: None };
+            change(&mut vnc);
+            fields(|s| s.display = Display::Vnc(vnc))
+        };
+        assert!(vnc("127.0.0.1:5901", |_| ()).is_empty());
+        assert!(vnc("unix:/x", |_| ()).is_empty());
+        assert_eq!(vnc("0.0.0.0:5901", |_| ()), ["display.vnc.listen"]);
+        assert!(vnc("0.0.0.0:5901", |v| v.password_file = Some("/rom".into())).is_empty());
+        assert_eq!(
+            vnc("[::1]:1", |v| v.password_file = Some("/no".into())),
+            ["display.vnc.password-file"]
+        );
+        assert_eq!(vnc("[::1]:1", |v| v.tls_cert = Some("/rom".into())), ["display.vnc"]);
     }
 
     #[test]
@@ -533,7 +673,7 @@ mod tests {
 
     #[test]
     fn all_problems_come_at_once_each_with_a_way_out() {
-        let mut spec = MachineSpec { cpus: 0, ..MachineSpec::default() };
+        let mut spec = MachineSpec { cpus: 0, name: "-".into(), ..MachineSpec::default() };
         spec.disks.push(disk("/no"));
         let problems = spec.validate(&host()).unwrap_err();
         assert_eq!(problems.0.len(), 3);

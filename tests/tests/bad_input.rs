@@ -298,7 +298,7 @@ fn spec_files_that_are_wrong() {
         ("type.toml", "cpus = \"two\"\n", ["type.toml", "cpus"]),
         ("range.toml", "cpus = -1\n", ["range.toml", "cpus"]),
         ("syntax.toml", "cpus = \n", ["syntax.toml", "line 1"]),
-        ("nothing.toml", "", ["boot.kernel", "--kernel FILE"]),
+        ("nothing.toml", "", ["boot:", "--kernel FILE"]),
         ("lost.toml", "[boot]\nkernel = \"lost\"\n", ["lost", "does not exist"]),
     ] {
         let path = place.file(name, text);

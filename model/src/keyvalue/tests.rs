@@ -5,7 +5,7 @@ use serde::Deserialize;
 
 use super::*;
 use crate::net::{MacAddr, PortForward};
-use crate::spec::{Accel, Console, Disk, DiskFormat, Net, TapNet, UserNet};
+use crate::spec::{Accel, Console, Disk, DiskBus, DiskFormat, Net, TapNet, UserNet};
 
 fn disk(text: &str) -> Result<Disk, String> {
     from_str(text).map_err(|error: Error| error.to_string())
@@ -28,9 +28,10 @@ fn disks() {
         format: Some(DiskFormat::Qcow2),
         readonly: true,
         serial: Some("S-1".into()),
+        bus: Some(DiskBus::Sata),
     };
-    assert_eq!(disk("/x y/a.img,format=qcow2,readonly,serial=S-1"), Ok(full.clone()));
-    assert_eq!(disk("serial=S-1,readonly=on,path=/x y/a.img,format=qcow2"), Ok(full));
+    assert_eq!(disk("/x y/a.img,format=qcow2,readonly,serial=S-1,bus=sata"), Ok(full.clone()));
+    assert_eq!(disk("bus=sata,serial=S-1,readonly=on,path=/x y/a.img,format=qcow2"), Ok(full));
     assert_eq!(disk("a,readonly=false"), Ok(path("a")));
 }
 
@@ -73,9 +74,9 @@ fn errors_say_which_word_and_what_it_could_be() {
     for (text, message) in [
         (
             "a,formats=raw",
-            "unknown key 'formats', did you mean 'format'? Known: path, format, readonly, serial",
+            "unknown key 'formats', did you mean 'format'? Known: path, format, readonly, serial, bus",
         ),
-        ("a,cache=none", "unknown key 'cache'. Known: path, format, readonly, serial"),
+        ("a,cache=none", "unknown key 'cache'. Known: path, format, readonly, serial, bus"),
         ("a,format=rwa", "format: unknown value 'rwa'. Known: raw, qcow2"),
         ("readonly", "'path' is missing: add path=..."),
         ("a,readonly=maybe", "readonly: 'maybe' is neither true nor false"),
