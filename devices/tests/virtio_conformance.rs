@@ -202,12 +202,12 @@ impl Subject for GpuSubject {
     }
     fn request(&self, driver: &Driver, n: u32) -> (usize, Vec<(u64, u32, u16)>) {
         let at = page(n);
-        let kind = if n % 2 == 0 { 0x100u32 } else { 0x301 };
+        let (kind, queue, parts) = match n & 1 {
+            0 => (0x100u32, 0, vec![(at, 24, 0), (at + 1024, 408, WRITE)]),
+            _ => (0x301, 1, vec![(at, 24, 0), (at + 24, 32, 0)]),
+        };
         store(driver, at, &[&kind.to_le_bytes()[..], &[0; 52]].concat());
-        match n % 2 {
-            0 => (0, vec![(at, 24, 0), (at + 1024, 408, WRITE)]),
-            _ => (1, vec![(at, 24, 0), (at + 24, 32, 0)]),
-        }
+        (queue, parts)
     }
     fn check(&self, count: u32) {
         let made: u64 = self.0.lock().unwrap().iter().map(GpuHandle::requests).sum();

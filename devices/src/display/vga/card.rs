@@ -121,12 +121,17 @@ impl Card {
         let mut saved = saved.clone();
         saved.sanitize();
         *self.lock() = saved;
-        self.drawn().mode = None;
+        self.redraw();
     }
 
     /// As after power-on. The frame buffer keeps what it has, as memory does.
     pub fn reset(&self) {
         *self.lock() = VgaState::default();
+    }
+
+    /// The next [`Screen::refresh`] draws everything.
+    pub fn redraw(&self) {
+        self.drawn().mode = None;
     }
 
     fn lock(&self) -> MutexGuard<'_, VgaState> {

@@ -32,7 +32,7 @@ impl Phase {
     /// The phase `ms` milliseconds after some time.
     pub fn at(ms: u64) -> Self {
         let half = ms / CURSOR_BLINK_MS;
-        Self { cursor: half % 2 == 0, text: half / 2 % 2 == 0 }
+        Self { cursor: half & 1 == 0, text: half & 2 == 0 }
     }
 }
 

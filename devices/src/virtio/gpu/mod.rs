@@ -14,6 +14,7 @@ mod resource;
 mod saved;
 #[cfg(test)]
 mod tests;
+mod with_vga;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
@@ -23,6 +24,7 @@ use vmm_sys_util::epoll::EventSet;
 use self::display::Display;
 use self::protocol::Message;
 pub use self::saved::{GpuCursor, GpuResource, GpuScanout, GpuState, Pixels};
+pub use self::with_vga::VgaGpuScreen;
 use super::worker::{Handler, Poll, Worker};
 use super::{
     DeviceState, Error, Notifier, QueueResources, QueueState, VirtioDevice, Virtqueue,
@@ -101,7 +103,6 @@ impl Screen for GpuHandle {
 
 /// The device.
 pub struct Gpu {
-    class: u32,
     shared: Arc<Shared>,
     worker: Worker<Queues>,
 }
@@ -121,7 +122,7 @@ impl Gpu {
             requests: AtomicU64::new(0),
         });
         let queues = Queues { shared: shared.clone(), queues: [None, None] };
-        Self { class: 0x03_80_00, shared, worker: Worker::new(name, queues) }
+        Self { shared, worker: Worker::new(name, queues) }
     }
 
     /// The host's side.
@@ -135,7 +136,7 @@ impl VirtioDevice for Gpu {
         DEVICE_TYPE
     }
     fn class(&self) -> u32 {
-        self.class
+        0x03_80_00
     }
     fn features(&self) -> u64 {
         F_EDID

@@ -299,3 +299,171 @@ fn random_requests_do_no_harm() {
         }
     }
 }
+
+/// The function that is a VGA too.
+mod with_vga {
+    use lodge_accel::IoEvent;
+    use lodge_memory::Bus;
+
+    use super::*;
+    use crate::bus::SystemBus;
+    use crate::device_ram::{Access, DeviceRam};
+    use crate::display::vga::{Card, CardConfig};
+    use crate::irq::Lines;
+    use crate::pci::{Bdf, Root, Slot, Windows};
+    use crate::test_vm::TestVm;
+    use crate::virtio::VirtioPci;
+
+    struct Machine {
+        bus: Arc<SystemBus>,
+        root: Arc<Root>,
+        vm: Arc<TestVm>,
+        memory: Arc<GuestMemory>,
+        function: Arc<VirtioPci>,
+        screen: VgaGpuScreen,
+        at: Bdf,
+    }
+
+    fn machine(vram: u64) -> Machine {
+        let vm = Arc::new(TestVm::new(true));
+        let bus = Arc::new(SystemBus::default());
+        let root = Root::new(&bus, Lines::new(vm.clone()), Windows::new(1 << 30, 40)).unwrap();
+        let memory = allocate(&RamLayout::new(RAM).unwrap()).unwrap();
+        let ram = DeviceRam::new(vm.clone(), 0, vram, Access::ReadWrite).unwrap();
+        let card = Card::new(ram, &CardConfig::default());
+        let gpu = Gpu::new("gpu", (1024, 768));
+        let screen = VgaGpuScreen::new(gpu.handle(), card.clone());
+        let rom = vec![0x55, 0xaa, 1];
+        let function =
+            VirtioPci::with_vga(Box::new(gpu), memory.clone(), vm.clone(), card, rom).unwrap();
+        let at = root.add(Slot::FirstFree, function.clone()).unwrap();
+        root.config_write(at, 4, &[7, 0]);
+        Machine { bus, root, vm, memory, function, screen, at }
+    }
+
+    impl Machine {
+        fn config(&self, offset: usize) -> u32 {
+            let mut data = [0; 4];
+            self.root.config_read(self.at, offset, &mut data);
+            u32::from_le_bytes(data)
+        }
+
+        fn write(&self, gpa: u64, data: &[u8]) {
+            self.bus.mmio_write(gpa, data);
+        }
+
+        fn read(&self, gpa: u64) -> [u8; 4] {
+            let mut data = [0; 4];
+            self.bus.mmio_read(gpa, &mut data);
+            data
+        }
+
+        /// Where virtio's structure of a kind is.
+        fn structure(&self, kind: u32) -> u64 {
+            let mut at = (self.config(0x34) & 0xff) as usize;
+            while at != 0 {
+                let head = self.config(at);
+                if head & 0xff == 9 && head >> 24 == kind {
+                    let bar = (self.config(at + 4) & 0xff) as usize;
+                    assert_eq!(bar, 2);
+                    let base = self.config(0x10 + 4 * bar) & !15;
+                    return u64::from(base) + u64::from(self.config(at + 8));
+                }
+                at = (head >> 8 & 0xff) as usize;
+            }
+            panic!("no structure {kind}");
+        }
+
+        /// The driver starts the control queue.
+        fn start(&self) {
+            let common = self.structure(1);
+            let word = |offset, value: u32| self.write(common + offset, &value.to_le_bytes());
+            for done in [1, 3] {
+                self.write(common + 20, &[done]);
+            }
+            word(8, 1);
+            word(12, 1);
+            self.write(common + 20, &[11]);
+            self.write(common + 22, &[0, 0]);
+            for (offset, gpa) in [(32, 0x4000), (40, 0x5000), (48, 0x6000)] {
+                word(offset, gpa);
+            }
+            self.write(common + 28, &[1, 0]);
+            self.write(common + 20, &[15]);
+            assert_eq!(self.read(common + 20)[0], 15);
+        }
+
+        /// Sends request number `n` (from 0 on) and waits for its end.
+        fn ask(&self, n: u16, kind: u32, words: &[u32]) {
+            let header = [kind, 0, 0, 0, 0, 0];
+            let bytes: Vec<u8> =
+                header.iter().chain(words).flat_map(|word| word.to_le_bytes()).collect();
+            let memory = &self.memory;
+            memory.write_slice(&bytes, GuestAddress(REQUEST)).unwrap();
+            let mut table = [0; 32];
+            table[..8].copy_from_slice(&REQUEST.to_le_bytes());
+            table[8..12].copy_from_slice(&(bytes.len() as u32).to_le_bytes());
+            table[12..16].copy_from_slice(&[1, 0, 1, 0]);
+            table[16..24].copy_from_slice(&ANSWER.to_le_bytes());
+            table[24..28].copy_from_slice(&4096u32.to_le_bytes());
+            table[28] = 2;
+            memory.write_slice(&table, GuestAddress(0x4000)).unwrap();
+            memory.write_obj(0u16, GuestAddress(0x5004 + 2 * u64::from(n))).unwrap();
+            memory.write_obj(n + 1, GuestAddress(0x5002)).unwrap();
+            self.write(self.structure(2), &[0, 0]);
+            let start = std::time::Instant::now();
+            while memory.read_obj::<u16>(GuestAddress(0x6002)).unwrap() != n + 1 {
+                assert!(start.elapsed().as_secs() < 30, "no answer");
+                std::thread::yield_now();
+            }
+            assert_eq!(memory.read_obj::<u32>(GuestAddress(ANSWER)).unwrap(), OK);
+        }
+    }
+
+    #[test]
+    fn one_function_is_both() {
+        let machine = machine(1 << 20);
+        assert_eq!((machine.config(0), machine.config(8) >> 8), (0x1050_1af4, 0x03_00_00));
+        let frame_buffer = machine.config(0x10) & !15;
+        assert_eq!(machine.vm.slot(0).unwrap().gpa, u64::from(frame_buffer));
+        let mmio = u64::from(machine.config(0x18));
+        assert_eq!(machine.read(mmio), [0, 0xff, 0xff, 0xff], "EDID");
+        assert_eq!(machine.read(mmio + 0x1000), [0xff; 4]);
+        // The VGA's screen: 64x64, red.
+        for (register, value) in [(1, 64u16), (2, 64), (3, 32), (4, 0x41)] {
+            machine.write(mmio + 0x500 + 2 * register, &value.to_le_bytes());
+        }
+        machine.write(mmio + 0x400, &[0x20]);
+        machine.write(u64::from(frame_buffer), &[0, 0, 0xff, 0]);
+        let mut picture = Picture::default();
+        assert!(machine.screen.refresh(&mut picture).resized);
+        assert_eq!((picture.width, picture.pixels[0]), (64, 0xff0000));
+        // The driver's.
+        machine.start();
+        let notify = machine.structure(2);
+        assert_eq!(machine.vm.ioevents(), [IoEvent::Mmio(notify)]);
+        machine.ask(0, request::RESOURCE_CREATE_2D, &[1, 2, 64, 64]);
+        machine.screen.refresh(&mut picture);
+        assert_eq!(picture.pixels[0], 0xff0000, "nothing is shown yet");
+        machine.ask(1, request::SET_SCANOUT, &[0, 0, 64, 64, 0, 1]);
+        let update = machine.screen.refresh(&mut picture);
+        assert_eq!((update.dirty, update.cursor), (vec![rect(0, 0, 1, 1)], Some(None)));
+        assert!(machine.screen.suggest_size(800, 600));
+        // Saved and restored, it is the driver's still; a reset gives the screen back.
+        machine.function.pause();
+        let text = serde_json::to_string(&machine.function.state().unwrap()).unwrap();
+        machine.function.restore(&serde_json::from_str(&text).unwrap()).unwrap();
+        assert_eq!(serde_json::to_string(&machine.function.state().unwrap()).unwrap(), text);
+        machine.function.resume();
+        machine.screen.refresh(&mut picture);
+        assert_eq!(picture.pixels[0], 0);
+        machine.write(machine.structure(1) + 20, &[0]);
+        machine.screen.refresh(&mut picture);
+        assert_eq!(picture.pixels[0], 0xff0000);
+        machine.root.reset();
+        machine.screen.refresh(&mut picture);
+        assert_eq!(picture, Picture::black(64, 64));
+        machine.root.remove_all();
+        assert!(machine.vm.ioevents().is_empty());
+    }
+}

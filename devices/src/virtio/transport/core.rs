@@ -1,4 +1,4 @@
-//! What answers in BAR 0, and the life of the device behind it.
+//! What virtio's registers answer, and the life of the device behind them.
 //!
 //! ```text
 //!   status:  0 --> ACKNOWLEDGE --> DRIVER --> FEATURES_OK --> DRIVER_OK (queues run)
@@ -25,7 +25,7 @@ use super::{TransportState, layout};
 use crate::bus::BusDevice;
 use crate::pci::{EndpointState, Intx, Msix};
 
-/// The transport's half behind BAR 0.
+/// The transport's half behind the registers.
 pub(super) struct Core {
     interrupts: Arc<Interrupts>,
     kicks: Vec<Arc<EventFd>>,
@@ -44,7 +44,8 @@ struct Registers {
     queue_select: u16,
     queues: Vec<QueueRegisters>,
     paused: bool,
-    bar: Option<u64>,
+    /// Where the registers are, in guest-physical memory.
+    base: Option<u64>,
     /// Where kick eventfds are attached: queue and guest-physical address.
     attached: Vec<(usize, u64)>,
 }
@@ -75,7 +76,7 @@ impl Core {
             queue_select: 0,
             queues: sizes.into_iter().map(QueueRegisters::new).collect(),
             paused: false,
-            bar: None,
+            base: None,
             attached: Vec::new(),
         };
         Ok(Arc::new(Self { interrupts, kicks, vm, memory, state: Mutex::new(state) }))
@@ -160,10 +161,10 @@ impl Core {
         if !self.vm.capabilities().ioeventfd {
             return;
         }
-        let wanted: Vec<(usize, u64)> = match state.bar {
-            Some(bar) => (0..state.queues.len())
+        let wanted: Vec<(usize, u64)> = match state.base {
+            Some(base) => (0..state.queues.len())
                 .filter(|index| state.queues[*index].running)
-                .map(|index| (index, bar + layout::NOTIFY + layout::NOTIFY_STEP * index as u64))
+                .map(|index| (index, base + layout::NOTIFY + layout::NOTIFY_STEP * index as u64))
                 .collect(),
             None => Vec::new(),
         };
@@ -187,10 +188,10 @@ impl Core {
         }
     }
 
-    /// BAR 0 answers at another place, or no more.
-    pub(super) fn bar_moved(&self, bar: Option<u64>) {
+    /// The registers answer at another place, or no more.
+    pub(super) fn bar_moved(&self, base: Option<u64>) {
         let mut state = self.lock();
-        state.bar = bar;
+        state.base = base;
         self.attach_kicks(&mut state);
     }
 
@@ -256,6 +257,7 @@ impl Core {
             config_vector: self.interrupts.config_vector(),
             queues,
             device: state.device.state(),
+            vga: None,
         })
     }
 
