@@ -12,6 +12,7 @@ pub mod irq;
 pub mod legacy;
 pub mod pci;
 pub mod smbios;
+pub mod storage;
 #[cfg(test)]
 mod test_vm;
 pub mod virtio;
