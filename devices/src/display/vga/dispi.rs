@@ -160,15 +160,15 @@ impl Dispi {
         let virtual_height = u32::try_from(lines).unwrap_or(u32::MAX).min(0xffff);
         let height = u32::from(self.height).min(virtual_height).min(MOST_SIDE);
         let height = height.min(MOST_PIXELS / width);
-        (height > 0).then(|| Geometry {
-            width,
-            height,
-            virtual_width,
-            virtual_height,
-            x: u32::from(self.x).min(virtual_width - width),
-            y: u32::from(self.y).min(virtual_height - height),
-            bits,
-        })
+        if height == 0 {
+            return None;
+        }
+        let y = u32::from(self.y).min(virtual_height - height);
+        // Rows may go on in the next one of the memory, but not beyond its end.
+        let end = u64::from(y + height) * row_bytes(virtual_width, bits);
+        let fits = end + row_bytes(self.x.into(), bits) <= vram;
+        let x = if fits { self.x.into() } else { u32::from(self.x).min(virtual_width - width) };
+        Some(Geometry { width, height, virtual_width, virtual_height, x, y, bits })
     }
 
     /// Reads register `index`.
@@ -271,6 +271,8 @@ mod tests {
         let shown = dispi.geometry(VRAM).unwrap();
         assert_eq!((shown.x, shown.y), (160, 1310 - 480));
         assert_eq!(dispi.read(index::X, VRAM), 160);
+        dispi.write(index::Y, 0, VRAM);
+        assert_eq!(dispi.read(index::X, VRAM), 1000, "into the next rows");
         dispi.write(index::VIRTUAL_WIDTH, 100, VRAM);
         assert_eq!(dispi.read(index::VIRTUAL_WIDTH, VRAM), 640, "never less than the width");
     }
