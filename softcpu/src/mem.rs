@@ -353,7 +353,9 @@ impl Cpu {
         // Two pages, or a device: the host has no atomic for it, so nobody else runs meanwhile.
         let shared = self.shared.clone();
         if locked {
+            self.alone = true;
             let old = shared.exclusively(self.index, || self.rmw_bytes(gpa, next, first, f));
+            self.alone = false;
             self.take_mail();
             return Ok(old);
         }
@@ -464,6 +466,10 @@ impl Cpu {
 
     /// Runs `f` (a call to the bus, which may wait for a device's lock) out of guest code.
     fn outside<T>(&mut self, f: impl FnOnce(&mut Self) -> T) -> T {
+        // It is out already, and would wait for itself to be let in again.
+        if self.alone {
+            return f(self);
+        }
         self.shared.leave_guest(self.index);
         let result = f(self);
         self.shared.enter_guest(self.index);

@@ -329,6 +329,8 @@ pub struct Cpu {
     pub tsc_offset: u64,
     /// What holds events back.
     pub inhibit: Inhibit,
+    /// Nobody else is in guest code, nor is this vCPU: it is inside of [`Shared::exclusively`].
+    pub(crate) alone: bool,
     /// What the vCPU does.
     pub activity: Activity,
     /// Which vCPU this is; also its initial APIC id.

@@ -180,3 +180,24 @@ fn interrupt_due(vcpu: &mut Vcpu, vector: u8) {
     assert!(lapic.accept(vector, false));
     vcpu.interrupt_due = true;
 }
+
+#[test]
+fn locked_accesses_to_what_is_no_memory_end() {
+    // lock inc byte [10h]; xchg [11h], ax; lock cmpxchg [0fh], ax; hlt, in FFFFH: at 1 MiB nobody answers, and the last
+    // one is half in memory.
+    let code =
+        [0xf0, 0xfe, 0x06, 0x10, 0, 0x87, 0x06, 0x11, 0, 0xf0, 0x0f, 0xb1, 0x1e, 0x0f, 0, 0xf4];
+    for tier in TIERS {
+        let mut vcpu = machine(tier, &code);
+        vcpu.cpu.segs[seg::DS].load_real(0xffff);
+        vcpu.cpu.regs[reg::RAX] = 0x1234;
+        vcpu.cpu.regs[reg::RBX] = 0x5678;
+        put(&mut vcpu, 0xf_ffff, &[0xff]);
+        run(&mut vcpu);
+        assert_eq!(vcpu.cpu.rip, CODE + code.len() as u64);
+        assert_eq!(vcpu.cpu.regs[reg::RAX], 0xffff);
+        let mut last = [0];
+        vcpu.cpu.phys_read(0xf_ffff, &mut last);
+        assert_eq!(last, [0x78], "the comparison held");
+    }
+}
