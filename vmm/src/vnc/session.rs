@@ -302,8 +302,7 @@ impl Session {
             self.compare(&fit(&view.picture, size_of_picture(&self.seen)), area);
         let cursor = view.cursor.clone();
         drop(view);
-        changed.add(&self.forced);
-        self.forced.clear();
+        changed.add(&self.forced.take(area));
         let extras = self.extras(cursor);
         if changed.any() || !copies.is_empty() {
             self.last_change = Instant::now();

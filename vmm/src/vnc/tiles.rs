@@ -60,9 +60,15 @@ impl Tiles {
         }
     }
 
-    /// Removes all.
-    pub fn clear(&mut self) {
-        self.tiles.fill(false);
+    /// Takes out those that `area` touches.
+    pub fn take(&mut self, area: Rect) -> Self {
+        let mut taken = Self::none(self.width, self.height);
+        taken.mark(area);
+        for (taken, mine) in taken.tiles.iter_mut().zip(&mut self.tiles) {
+            *taken &= *mine;
+            *mine &= !*taken;
+        }
+        taken
     }
 
     /// Whether there is any.
@@ -263,21 +269,24 @@ mod tests {
         assert!(tiles.rects().is_empty() && !tiles.any());
         tiles.mark(rect(0, 0, 100, 70));
         assert_eq!(tiles.rects(), [rect(0, 0, 100, 70)]);
-        tiles.clear();
+        assert_eq!(tiles.take(rect(0, 0, 64, 80)).rects(), [rect(0, 0, 64, 70)]);
+        assert_eq!(tiles.take(rect(63, 0, 1, 1)), Tiles::none(100, 70));
+        assert_eq!(tiles.rects(), [rect(64, 0, 36, 70)]);
+        let mut tiles = Tiles::none(100, 70);
         tiles.mark(rect(15, 15, 2, 2));
         assert_eq!(tiles.rects(), [rect(0, 0, 32, 32)]);
         // At the edges, and outside.
-        tiles.clear();
+        let mut tiles = Tiles::none(100, 70);
         tiles.mark(rect(99, 69, 1000, u32::MAX));
         tiles.mark(rect(100, 0, 5, 5));
         tiles.mark(rect(u32::MAX, 0, u32::MAX, 5));
         assert_eq!(tiles.rects(), [rect(96, 64, 4, 6)]);
         // Near tiles are one rectangle, far ones are two.
-        tiles.clear();
+        let mut tiles = Tiles::none(100, 70);
         tiles.mark(rect(0, 0, 1, 1));
         tiles.mark(rect(48, 0, 1, 1));
         assert_eq!(tiles.rects(), [rect(0, 0, 64, 16)]);
-        tiles.clear();
+        let mut tiles = Tiles::none(100, 70);
         tiles.mark(rect(0, 0, 1, 1));
         tiles.mark(rect(64, 0, 1, 20));
         assert_eq!(tiles.rects(), [rect(0, 0, 16, 16), rect(64, 0, 16, 32)]);

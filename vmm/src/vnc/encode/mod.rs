@@ -191,7 +191,8 @@ impl Encoder {
         header(cursor.map_or(EMPTY, shape), number::CURSOR, out);
         let Some(cursor) = cursor else { return };
         let mut values = Vec::new();
-        self.translator.translate(&cursor.pixels, &mut values);
+        let colours: Vec<u32> = cursor.pixels.iter().map(|pixel| pixel & 0xff_ffff).collect();
+        self.translator.translate(&colours, &mut values);
         self.translator.format().pixel().put_all(&values, out);
         for row in cursor.pixels.chunks(cursor.width as usize) {
             out.extend(row.chunks(8).map(|pixels| {
@@ -285,6 +286,7 @@ mod tests {
         assert_eq!(out[..8], [0, 3, 0, 1, 0, 9, 0, 2]);
         assert_eq!(out[8..12], (-239_i32).to_be_bytes());
         assert_eq!(out.len(), 12 + 18 * 4 + 2 * 2);
+        assert_eq!(out[12..16], [0x33, 0x22, 0x11, 0]);
         assert_eq!(out[12 + 18 * 4..], [0xff, 0x80, 0b1011_1111, 0x80]);
         out.clear();
         Encoder::new().cursor(None, &mut out);
