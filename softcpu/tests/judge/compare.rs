@@ -153,9 +153,9 @@ pub fn differences(
         // Of large operands and those with a mask, CR2 may be any byte of them.
         let coarse = insns.last().is_some_and(is_large);
         // They may wrap at the end of the address space, or at that of 16-bit offsets.
+        let apart = host.cr2.wrapping_sub(ours.cr2);
         let near = coarse
-            && ((host.cr2.wrapping_sub(ours.cr2) as i32).unsigned_abs() < 0x400
-                || case.target & 0xffff > 0xfc00);
+            && ((apart as i32).unsigned_abs() < 0x400 || (apart as i16).unsigned_abs() < 0x400);
         if vector == 14 && host.cr2 != ours.cr2 && !near {
             out.push(format!("CR2: host {:#x}, ours {:#x}", host.cr2, ours.cr2));
         }

@@ -220,8 +220,8 @@ pub fn unfit(insn: &Instruction, bits: Bits) -> bool {
         // EDX:EAX must be what the guest may ask for.
         || state && (names(Register::RAX) || names(Register::RDX))
         || near && bits == Bits::B64 && insn.code().op_code().operand_size() == 16
-        // To 64-bit code, on a 16-bit stack: the host's kernel does not get the process out of there.
-        || bits == Bits::B16 && far_selector(insn) & !3 == USER64_CS & !3
+        // To 64-bit code: see `operands::stay_out_of_64_bits`.
+        || bits != Bits::B64 && far_selector(insn) & !3 == USER64_CS & !3
 }
 
 /// Where a direct far branch goes.

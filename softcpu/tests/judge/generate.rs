@@ -9,6 +9,7 @@ use super::compare::undefined_after;
 use super::forms::{codes, encode, has_memory, in_runs_unfit, unfit};
 use super::operands::{
     Taken, acceptable_state, aim, bit_offset, fill_fx, implicit_operands, note_target,
+    stay_out_of_64_bits,
 };
 use super::random::Rng;
 
@@ -203,6 +204,7 @@ impl Generator {
             bit_offset(rng, case, &insn);
             note_target(case, &insn);
             acceptable_state(rng, case, &insn);
+            stay_out_of_64_bits(case, &insn);
         }
         taken.note(&insn);
         let at = case.code_len as usize;

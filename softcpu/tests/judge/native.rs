@@ -191,6 +191,10 @@ unsafe fn child(batch: *mut Batch, code_fd: i32, input: i32, output: i32) -> ! {
         let code = map(0, 4096, rw, libc::MAP_SHARED | libc::MAP_POPULATE, code_fd);
         write_bytes(code, 0xcc, 4096);
         make_ldt();
+        // The limit of one of Linux's segments is the processor's number: 0, where there is a choice.
+        let mut first: libc::cpu_set_t = std::mem::zeroed();
+        libc::CPU_SET(0, &mut first);
+        libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &first);
         let me = &raw mut CHILD;
         (*me).batch = batch;
         (*me).code = code;

@@ -1,10 +1,12 @@
 //! Operands: registers chosen so that most memory operands hit the arena, and values at the edges.
 
 use iced_x86::{
-    ConstantOffsets, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register,
+    Code, ConstantOffsets, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind,
+    Register,
 };
 
-use super::case::{Bits, Case, DATA, DATA_LEN, RO, State, ldt};
+use super::case::{Bits, Case, DATA, DATA_LEN, RO, State, USER64_CS, ldt};
+use super::forms::has_memory;
 use super::random::Rng;
 
 /// What the instructions of a run have done with the general-purpose registers so far: a bit for each.
@@ -256,6 +258,32 @@ pub fn note_target(case: &mut Case, insn: &Instruction) {
         _ => offset,
     };
     case.target = segment_base(case, insn).wrapping_add(offset);
+}
+
+/// A far branch, RETF or IRET of 16- or 32-bit code finds another selector where that of 64-bit code is: with a state so
+/// strange, a process does not always survive its next signal.
+pub fn stay_out_of_64_bits(case: &mut Case, insn: &Instruction) {
+    let size = match insn.code() {
+        Code::Jmp_m1616 | Code::Call_m1616 | Code::Retfw | Code::Retfw_imm16 | Code::Iretw => 2,
+        Code::Jmp_m1632 | Code::Call_m1632 | Code::Retfd | Code::Retfd_imm16 | Code::Iretd => 4,
+        _ => return,
+    };
+    if case.bits == Bits::B64 {
+        return;
+    }
+    let at = if has_memory(insn) {
+        case.target
+    } else {
+        let ss = case.start.selectors[2];
+        let entry = super::case::LDT.get(usize::from(ss >> 3)).filter(|_| ss & 4 != 0);
+        let mask = if entry.is_none_or(|entry| entry.big) { 0xffff_ffff } else { 0xffff };
+        entry.map_or(0, |entry| entry.base) + (case.start.regs[4] & mask)
+    };
+    let at = at.wrapping_add(size).wrapping_sub(DATA) as usize;
+    if let Some(low) = case.start.data.get_mut(at).filter(|low| **low & !3 == USER64_CS as u8 & !3)
+    {
+        *low ^= 0x80;
+    }
 }
 
 /// Makes what FXRSTOR, XRSTOR and LDMXCSR read mostly acceptable. The components asked for are those of the guest: the
