@@ -73,6 +73,10 @@ pub struct Args {
     #[arg(long, value_name = "VIDEO", value_parser = parse::<Video>)]
     video: Option<Video>,
 
+    /// Write the display's last picture to this file when the machine ends.
+    #[arg(long, value_name = "FILE.png")]
+    screenshot: Option<PathBuf>,
+
     /// What disks are connected to that do not say it: virtio, scsi or sata [default: virtio].
     #[arg(long, value_name = "BUS", value_parser = parse::<DiskBus>)]
     bus: Option<DiskBus>,
@@ -232,6 +236,7 @@ impl Args {
         }
         set(&mut spec.display, self.display);
         set(&mut spec.video, self.video.map(Some));
+        set(&mut spec.screenshot, self.screenshot.map(Some));
         if let Some(bus) = self.bus {
             spec.disks.iter_mut().for_each(|disk| disk.bus = disk.bus.or(Some(bus)));
         }

@@ -50,6 +50,11 @@ const NO_HANDLE: u16 = 0xfffe;
 const UNKNOWN: u8 = 2;
 const OTHER: u8 = 1;
 
+/// Bytes of RAM as a PC counts them.
+fn ram_bytes(setup: &SmbiosSetup) -> u64 {
+    setup.ram.spans().iter().map(|(_, bytes)| bytes).sum()
+}
+
 /// The structures, without an entry point: what firmware wants.
 pub fn structures(setup: &SmbiosSetup) -> Vec<u8> {
     let mut bytes = Vec::new();
@@ -58,8 +63,8 @@ pub fn structures(setup: &SmbiosSetup) -> Vec<u8> {
         structure.append(&mut bytes);
     }
     memory_device(setup).append(&mut bytes);
-    for (index, region) in (0..).zip(&setup.ram.regions) {
-        memory_array_mapped(index, *region).append(&mut bytes);
+    for (index, region) in (0..).zip(setup.ram.spans()) {
+        memory_array_mapped(index, region).append(&mut bytes);
     }
     boot().append(&mut bytes);
     Structure::new(127, handle::END).append(&mut bytes);
@@ -225,13 +230,13 @@ fn memory_array(setup: &SmbiosSetup) -> Structure {
     s.u32(0x8000_0000);
     s.u16(NO_HANDLE);
     s.u16(1);
-    s.u64(setup.ram.bytes());
+    s.u64(ram_bytes(setup));
     s
 }
 
 /// Type 17, one memory device with all of it.
 fn memory_device(setup: &SmbiosSetup) -> Structure {
-    let mebibytes = setup.ram.bytes() >> 20;
+    let mebibytes = ram_bytes(setup) >> 20;
     let mut s = Structure::new(17, handle::MEMORY_DEVICE);
     s.u16(handle::MEMORY_ARRAY);
     s.u16(NO_HANDLE);

@@ -24,5 +24,6 @@ mod ram;
 pub use bus::{Bus, NoBus};
 pub use pages::{CodeWatcher, PAGE_SHIFT, PAGE_SIZE, PageFlags, PageTable, PageTracker};
 pub use ram::{
-    Error, GuestMemory, HIGH_RAM_START, LOW_RAM_END, RamLayout, allocate, mark_written, page_table,
+    DISPLAY_HOLE, Error, GuestMemory, HIGH_RAM_START, LOW_RAM_END, RamLayout, allocate,
+    mark_written, page_table,
 };

@@ -1,13 +1,14 @@
 //! Guest RAM: one shared memfd, mapped once, laid out around the hole below 4 GiB.
 //!
 //! ```text
-//!   0            LOW_RAM_END        4 GiB
-//!   |  low RAM   |  PCI, ECAM, ...  |  high RAM (what did not fit below)
+//!   0         A_0000  C_0000   LOW_RAM_END        4 GiB
+//!   |  low RAM  |  hole  |  ...  |  PCI, ECAM, ...  |  high RAM (what did not fit below)
 //! ```
 
 use std::ffi::CStr;
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::FromRawFd;
 use std::sync::Arc;
 
@@ -26,6 +27,8 @@ pub type GuestMemory = GuestMemoryMmap<PageTracker>;
 pub const LOW_RAM_END: u64 = 0x8000_0000;
 /// RAM that does not fit below [`LOW_RAM_END`] starts here (4 GiB).
 pub const HIGH_RAM_START: u64 = 1 << 32;
+/// Where a PC has its display's memory in place of RAM.
+pub const DISPLAY_HOLE: Range<u64> = 0xa_0000..0xc_0000;
 
 /// Why guest RAM could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -49,7 +52,7 @@ pub enum Error {
 /// Where RAM lies: `(gpa, bytes)` of each region, ascending.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RamLayout {
-    /// The regions; the second one, if any, starts at [`HIGH_RAM_START`].
+    /// The regions; what does not fit below [`LOW_RAM_END`] starts at [`HIGH_RAM_START`].
     pub regions: Vec<(u64, u64)>,
 }
 
@@ -65,6 +68,33 @@ impl RamLayout {
             regions.push((HIGH_RAM_START, bytes - low));
         }
         Ok(Self { regions })
+    }
+
+    /// The layout of a PC with `bytes` of RAM: what would lie in [`DISPLAY_HOLE`] is lost.
+    ///
+    /// # Errors
+    /// As for [`RamLayout::new`].
+    pub fn pc(bytes: u64) -> Result<Self, Error> {
+        let mut layout = Self::new(bytes)?;
+        let (hole, low) = (DISPLAY_HOLE, layout.regions[0].1);
+        if low > hole.start {
+            layout.regions[0].1 = hole.start;
+        }
+        if low > hole.end {
+            layout.regions.insert(1, (hole.end, low - hole.end));
+        }
+        Ok(layout)
+    }
+
+    /// RAM as it is counted, without the hole: `(gpa, bytes)` of what is below 4 GiB and, if there is any, above.
+    pub fn spans(&self) -> Vec<(u64, u64)> {
+        let end = |high| {
+            let side = self.regions.iter().filter(move |(gpa, _)| (*gpa >= HIGH_RAM_START) == high);
+            side.map(|(gpa, bytes)| gpa + bytes).max()
+        };
+        let low = end(false).map(|end| (0, end));
+        let high = end(true).map(|end| (HIGH_RAM_START, end - HIGH_RAM_START));
+        low.into_iter().chain(high).collect()
     }
 
     /// All bytes of RAM.
@@ -141,6 +171,13 @@ mod tests {
         let big = RamLayout::new(3 << 30).unwrap();
         assert_eq!(big.regions, [(0, LOW_RAM_END), (HIGH_RAM_START, 1 << 30)]);
         assert_eq!(big.bytes(), 3 << 30);
+        let pc = RamLayout::pc(3 << 30).unwrap();
+        let low = (0xc_0000, LOW_RAM_END - 0xc_0000);
+        assert_eq!(pc.regions, [(0, 0xa_0000), low, (HIGH_RAM_START, 1 << 30)]);
+        assert_eq!(pc.spans(), big.spans());
+        assert_eq!(pc.spans(), [(0, LOW_RAM_END), (HIGH_RAM_START, 1 << 30)]);
+        assert_eq!(RamLayout::pc(0xb_0000).unwrap().regions, [(0, 0xa_0000)]);
+        assert_eq!(RamLayout::pc(0x1000).unwrap().regions, [(0, 0x1000)]);
         assert!(matches!(RamLayout::new(0), Err(Error::Size(0))));
         assert!(matches!(RamLayout::new(4097), Err(Error::Size(4097))));
     }

@@ -54,6 +54,9 @@ pub struct MachineSpec {
     pub video: Option<Video>,
     /// Who sees the display.
     pub display: Display,
+    /// A file (PNG) for the display's last picture, written when the machine ends.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub screenshot: Option<PathBuf>,
     /// The guest can end the machine by writing a value to port F4H, which becomes the exit code:
     /// for test guests.
     #[serde(skip_serializing_if = "is_false")]
@@ -73,6 +76,7 @@ impl Default for MachineSpec {
             cdroms: Vec::new(),
             video: None,
             display: Display::default(),
+            screenshot: None,
             nets: Vec::new(),
             debug_exit: false,
         }
@@ -242,7 +246,8 @@ impl MachineSpec {
         };
         let disks = self.disks.iter_mut().map(|disk| &mut disk.path);
         let cdroms = self.cdroms.iter_mut().filter_map(|drive| drive.path.as_mut());
-        boot.into_iter().flatten().chain(console).chain(display).chain(disks).chain(cdroms)
+        let others = console.into_iter().chain(self.screenshot.as_mut());
+        boot.into_iter().flatten().chain(others).chain(display).chain(disks).chain(cdroms)
     }
 
     /// Makes the paths absolute, against `base`: a spec file's paths are relative to the file.
@@ -298,6 +303,7 @@ mod tests {
                 tls_cert: None,
                 tls_key: None,
             }),
+            screenshot: Some("/s.png".into()),
             nets: vec![
                 Net::User(UserNet { forward: vec![PortForward::tcp(2222, 22)], mac: None }),
                 Net::User(UserNet::default()),

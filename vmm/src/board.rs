@@ -16,7 +16,7 @@ use lodge_devices::legacy::{
     SERIAL_LEN, Serial, SerialOutput, SerialPort,
 };
 use lodge_devices::pci::{Root, Windows};
-use lodge_memory::{HIGH_RAM_START, RamLayout};
+use lodge_memory::RamLayout;
 use lodge_model::spec::{Console, MachineSpec};
 
 use crate::control::Message;
@@ -57,11 +57,11 @@ impl Board {
 
         let com1 = Serial::new(console_output(&spec.console)?, irq(&lines, COM1.irq));
         let com2 = Serial::new(SerialOutput::none(), irq(&lines, COM2.irq));
-        let high: u64 =
-            layout.regions.iter().filter(|(gpa, _)| *gpa >= HIGH_RAM_START).map(|(_, n)| n).sum();
+        let spans = layout.spans();
+        let bytes_of = |index: usize| spans.get(index).map_or(0, |span| span.1);
         let setup = RtcSetup {
-            low_ram: layout.bytes() - high,
-            high_ram: high,
+            low_ram: bytes_of(0),
+            high_ram: bytes_of(1),
             vcpus: spec.cpus,
             utc_offset: 0,
         };

@@ -67,8 +67,11 @@ impl Control {
             Message::Power(PowerRequest::DebugExit(value)) => {
                 Some(ExitReason::DebugExit(u8::try_from(value).unwrap_or(u8::MAX)))
             }
-            // A PC would start anew, and a broken kernel do so for ever. Linux resets by ACPI or port CF9.
             Message::Vcpu(index, VcpuEvent::Shutdown) => {
+                if self.machine.has_firmware() {
+                    return self.ask(MachineRequest::Reset);
+                }
+                // A kernel that is loaded anew would do it again for ever. Linux resets by ACPI or port CF9.
                 let place = self.machine.place_of(index);
                 Some(ExitReason::Crashed(format!("triple fault of vCPU {index}{place}")))
             }

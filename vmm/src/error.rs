@@ -37,6 +37,33 @@ pub enum Error {
     /// What the guest is to start with.
     #[error(transparent)]
     Boot(#[from] crate::boot::Error),
+    /// The firmware or its variables.
+    #[error(transparent)]
+    Firmware(#[from] crate::firmware::Error),
+    /// The memory of a device.
+    #[error(transparent)]
+    DeviceRam(#[from] lodge_devices::device_ram::Error),
+    /// The VNC server.
+    #[error(transparent)]
+    Vnc(#[from] crate::vnc::Error),
+    /// A VNC password cannot be read.
+    #[error("cannot read the VNC password from '{path}'")]
+    Password {
+        /// The file.
+        path: PathBuf,
+        /// The host's reason.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The last picture cannot be kept.
+    #[error("cannot write the screenshot '{path}'")]
+    Screenshot {
+        /// The file.
+        path: PathBuf,
+        /// The host's reason.
+        #[source]
+        source: std::io::Error,
+    },
     /// The console's file.
     #[error("cannot write the console to '{path}'")]
     Console {
@@ -69,10 +96,16 @@ impl Error {
             }
             Self::Accel(lodge_accel::Error::Unavailable(_)) => ExitStatus::NoAccelerator,
             Self::Disk(lodge_disk::Error::Locked { .. })
+            | Self::Firmware(crate::firmware::Error::InUse { .. })
+            | Self::Vnc(crate::vnc::Error::Listen { .. })
             | Self::Net(lodge_net::Error::TapBusy { .. } | lodge_net::Error::PortTaken { .. }) => {
                 ExitStatus::Busy
             }
-            Self::Disk(_) | Self::Net(_) => ExitStatus::BadRequest,
+            Self::Disk(_)
+            | Self::Net(_)
+            | Self::Firmware(_)
+            | Self::Vnc(_)
+            | Self::Password { .. } => ExitStatus::BadRequest,
             _ => ExitStatus::Failed,
         }
     }

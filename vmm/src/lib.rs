@@ -3,7 +3,7 @@
 //! ```text
 //!   spec --> Resources (disks, networks of the host)
 //!        --> guest memory --> accelerator --> Board (buses, PCI, the PC's parts) --> peripherals
-//!        --> boot (kernel, tables) --> vCPU threads --> control (until it is over)
+//!        --> boot (kernel, tables) or firmware --> vCPU threads --> control (until it is over)
 //! ```
 
 mod board;
@@ -11,10 +11,12 @@ pub mod boot;
 pub mod control;
 pub mod display;
 mod error;
+pub mod firmware;
 mod machine;
 mod peripherals;
 pub mod terminal;
 pub mod vcpu;
+pub mod viewers;
 pub mod vnc;
 
 pub use error::{Error, chain};

@@ -9,19 +9,22 @@ use lodge_accel::state::{ChipState, VcpuState};
 use lodge_accel::{VcpuSetup, Vm, VmSetup};
 use lodge_devices::acpi::{AcpiSetup, AcpiTables};
 use lodge_devices::bus::SystemBus;
+use lodge_devices::display::Screen;
+use lodge_devices::input::InputEvent;
 use lodge_devices::legacy::Serial;
 use lodge_devices::pci::{ECAM_BASE, ECAM_SIZE, intx_gsi};
 use lodge_devices::smbios::SmbiosSetup;
-use lodge_devices::virtio::VirtioPci;
 use lodge_memory::{GuestMemory, RamLayout};
-use lodge_model::spec::{Accel, MachineSpec};
+use lodge_model::spec::{Accel, MachineSpec, Video};
 
 use crate::board::Board;
 use crate::boot::{self, DirectBoot, EntryState, Platform};
 use crate::control::Message;
 use crate::error::Error;
-use crate::peripherals::{self, Resources};
+use crate::firmware::{self, Firmware};
+use crate::peripherals::{self, Peripherals, Resources};
 use crate::vcpu::VcpuThread;
+use crate::vnc::InputSink;
 
 /// What KVM keeps for itself; the guest is told so whatever runs it, so that it can move.
 const KVM_RESERVED: Range<u64> = RESERVED_GPA..RESERVED_GPA + RESERVED_BYTES;
@@ -33,12 +36,21 @@ pub struct Machine {
     memory: Arc<GuestMemory>,
     vm: Arc<dyn Vm>,
     board: Board,
-    virtio: Vec<Arc<VirtioPci>>,
+    peripherals: Peripherals,
     vcpus: Vec<VcpuThread>,
     acpi: AcpiTables,
     smbios: SmbiosSetup,
+    start: Start,
     /// The state after power-up, to come back to with a reset.
     power_up: PowerUp,
+}
+
+/// How it starts.
+enum Start {
+    /// A kernel is loaded, and the boot processor is put into it.
+    Kernel,
+    /// All processors are as after power-up, the boot processor in the firmware.
+    Firmware(Firmware),
 }
 
 struct PowerUp {
@@ -54,24 +66,41 @@ impl Machine {
     /// What is missing or in use, by name, and the way out.
     pub fn new(spec: MachineSpec, control: &Sender<Message>) -> Result<(Self, String), Error> {
         let resources = Resources::open(&spec)?;
-        let layout = RamLayout::new(spec.memory.as_bytes())?;
+        let layout = RamLayout::pc(spec.memory.as_bytes())?;
         let memory = lodge_memory::allocate(&layout)?;
         let bus = Arc::new(SystemBus::default());
         let setup = VmSetup { memory: memory.clone(), bus: bus.clone(), vcpus: spec.cpus };
         let (vm, chosen) = lodge_accel::open(accelerator(spec.accel), setup)?;
         let physical_bits = vm.capabilities().physical_bits;
         let board = Board::new(&spec, &layout, &bus, vm.clone(), physical_bits, control)?;
-        let virtio = peripherals::plug_in(&spec, resources, &board.pci, &memory, &vm)?;
+        let peripherals = peripherals::plug_in(&spec, resources, &board.pci, &memory, &vm)?;
         let acpi = AcpiTables::new(&AcpiSetup {
             vcpus: spec.cpus,
             windows: board.pci.windows().clone(),
             ecam_base: ECAM_BASE,
             intx_gsi,
             serial: Board::serial_ports(),
-            vga: false,
+            vga: spec.video_kind() != Video::None,
         });
         let smbios = smbios_setup(&spec, &layout);
+        let start = match spec.boot.firmware_kind() {
+            None => Start::Kernel,
+            Some(kind) => {
+                let platform = firmware::Platform {
+                    spec: &spec,
+                    ram: &layout,
+                    reserved: &[KVM_RESERVED],
+                    acpi: &acpi,
+                    smbios: &smbios,
+                    serial_screen: spec.video_kind() == Video::None,
+                };
+                let firmware = Firmware::new(kind, &platform, &bus, &vm, &memory)?;
+                firmware.set_boot_order(&peripherals.boot_order(&spec.boot, true));
+                Start::Firmware(firmware)
+            }
+        };
         let mut machine = Self {
+            start,
             power_up: PowerUp { chips: ChipState::default(), vcpus: Vec::new() },
             vcpus: Vec::new(),
             spec,
@@ -79,7 +108,7 @@ impl Machine {
             memory,
             vm,
             board,
-            virtio,
+            peripherals,
             acpi,
             smbios,
         };
@@ -103,14 +132,22 @@ impl Machine {
         Ok(())
     }
 
-    /// Loads the kernel and its tables, and points the boot processor at it.
+    /// Makes everything ready for the first instruction after power-up or a reset.
     fn boot(&mut self) -> Result<(), Error> {
-        let entry = self.load()?;
+        let entry = match &self.start {
+            Start::Kernel => Some(self.load()?),
+            Start::Firmware(firmware) => {
+                firmware.power_up(&self.memory)?;
+                None
+            }
+        };
         for (index, (vcpu, state)) in self.vcpus.iter().zip(&self.power_up.vcpus).enumerate() {
             let mut state = state.clone();
-            boot::prepare(&mut state);
-            if index == 0 {
-                entry.apply(&mut state);
+            if let Some(entry) = &entry {
+                boot::prepare(&mut state);
+                if index == 0 {
+                    entry.apply(&mut state);
+                }
             }
             vcpu.set_state(state)??;
         }
@@ -140,9 +177,24 @@ impl Machine {
         self.board.com1.clone()
     }
 
+    /// Whether firmware starts it, as in a PC, where a triple fault is a way to reset.
+    pub(crate) fn has_firmware(&self) -> bool {
+        matches!(self.start, Start::Firmware(_))
+    }
+
+    /// The guest's picture, if it has a display.
+    pub fn screen(&self) -> Option<Arc<dyn Screen>> {
+        self.peripherals.screen()
+    }
+
+    /// Where what viewers do goes.
+    pub fn input(&self) -> Arc<dyn InputSink> {
+        Arc::new(|_: &[InputEvent]| ())
+    }
+
     /// Lets it run, for the first time or after a pause.
     pub(crate) fn resume(&mut self) -> Result<(), Error> {
-        self.virtio.iter().for_each(|device| device.resume());
+        self.peripherals.resume();
         self.board.resume();
         for vcpu in &self.vcpus {
             vcpu.run()?;
@@ -154,7 +206,10 @@ impl Machine {
     pub(crate) fn pause(&mut self) -> Result<(), Error> {
         self.pause_vcpus()?;
         self.board.pause();
-        self.virtio.iter().for_each(|device| device.pause());
+        self.peripherals.pause();
+        if let Start::Firmware(firmware) = &self.start {
+            firmware.flush();
+        }
         Ok(())
     }
 
@@ -176,6 +231,9 @@ impl Machine {
         self.pause_vcpus()?;
         self.board.reset();
         self.vm.set_chip_state(&self.power_up.chips)?;
+        if let Start::Firmware(firmware) = &self.start {
+            firmware.set_boot_order(&self.peripherals.boot_order(&self.spec.boot, false));
+        }
         self.boot()?;
         if run {
             for vcpu in &self.vcpus {

@@ -4,14 +4,16 @@
 use std::fs::File;
 use std::io::{self, Read};
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
 
 use lodge_model::exit::{ExitReason, ExitStatus};
 use lodge_model::host::HostFacts;
-use lodge_model::spec::{Console, MachineSpec};
+use lodge_model::spec::{self, Console, MachineSpec};
 use lodge_vmm::control::{self, Message};
+use lodge_vmm::display::{self, Display};
 use lodge_vmm::terminal::{self, RawTerminal};
-use lodge_vmm::{Error, Machine, chain};
+use lodge_vmm::{Error, Machine, chain, viewers};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use tracing_subscriber::EnvFilter;
@@ -66,7 +68,19 @@ fn run(spec: MachineSpec) -> Result<ExitReason, Error> {
     spec.validate(&HostFacts::gather(&spec)).map_err(|p| Error::Invalid(p.to_string()))?;
     let (sender, messages) = channel();
     let interactive = spec.console == Console::Stdio;
+    let (viewed, screenshot) = (spec.display.clone(), spec.screenshot.clone());
+    let name = spec.name.clone();
     let (machine, chosen) = Machine::new(spec, &sender)?;
+    let screen = machine.screen().map(Display::start).transpose();
+    let screen =
+        screen.map_err(|source| Error::Host { what: "start the display's thread", source })?;
+    let screen = screen.map(Arc::new);
+    let _viewers = match (&viewed, &screen) {
+        (spec::Display::Vnc(vnc), Some(screen)) => {
+            Some(viewers::start(vnc, &name, screen.clone(), machine.input())?)
+        }
+        _ => None,
+    };
     listen_to_signals(sender.clone())
         .map_err(|source| Error::Host { what: "listen to signals", source })?;
     // Told only now: who reads it may send a signal at once.
@@ -80,7 +94,14 @@ fn run(spec: MachineSpec) -> Result<ExitReason, Error> {
     } else {
         None
     };
-    Ok(control::run(machine, &messages))
+    let reason = control::run(machine, &messages);
+    if let (Some(path), Some(screen)) = (screenshot, screen) {
+        let file = File::create(&path)
+            .map_err(|source| Error::Screenshot { path: path.clone(), source })?;
+        display::write_png(&screen.picture(), file)
+            .map_err(|source| Error::Screenshot { path, source })?;
+    }
+    Ok(reason)
 }
 
 /// SIGTERM and SIGINT ask for an end, politely at first; a terminal that hangs up takes the machine along.

@@ -3,7 +3,10 @@
 use std::sync::Arc;
 
 use lodge_accel::Vm;
-use lodge_devices::pci::{Root, Slot};
+use lodge_devices::device_ram::{Access, DeviceRam, slots};
+use lodge_devices::display::Screen;
+use lodge_devices::display::vga::{CardConfig, Vga};
+use lodge_devices::pci::{Bdf, Root, Slot};
 use lodge_devices::virtio::block::{Block, BlockConfig};
 use lodge_devices::virtio::net::{Net as NetCard, NetConfig};
 use lodge_devices::virtio::rng::Rng;
@@ -11,10 +14,11 @@ use lodge_devices::virtio::{VirtioDevice, VirtioPci};
 use lodge_disk::Disk as DiskImage;
 use lodge_memory::GuestMemory;
 use lodge_model::net::Protocol;
-use lodge_model::spec::{Disk, DiskFormat, MachineSpec, Net};
+use lodge_model::spec::{Boot, BootDevice, Disk, DiskFormat, MachineSpec, Net, Video};
 use lodge_net::Backend;
 
 use crate::error::Error;
+use crate::firmware;
 
 /// What the host gives to a machine: opened first, because most mistakes show here, before anything costs time.
 pub struct Resources {
@@ -75,34 +79,105 @@ fn open_net(spec: &MachineSpec, index: usize) -> Result<Box<dyn Backend>, Error>
     })
 }
 
-/// Puts `resources` on PCI, and a source of randomness, which every guest wants early.
+/// What is on PCI beside the chipset.
+pub struct Peripherals {
+    virtio: Vec<Arc<VirtioPci>>,
+    /// Where the disks are, in the spec's order, and the cards.
+    disks: Vec<Bdf>,
+    nets: Vec<Bdf>,
+    vga: Option<Arc<Vga>>,
+}
+
+impl Peripherals {
+    /// The display's picture, if there is a display.
+    pub fn screen(&self) -> Option<Arc<dyn Screen>> {
+        self.vga.as_ref().map(|vga| vga.card().clone() as Arc<dyn Screen>)
+    }
+
+    /// Devices stand still: requests under way are finished, no new ones are begun.
+    pub fn pause(&self) {
+        self.virtio.iter().for_each(|device| device.pause());
+    }
+
+    /// And go on.
+    pub fn resume(&self) {
+        self.virtio.iter().for_each(|device| device.resume());
+    }
+
+    /// What the firmware boots from, best first, as Open Firmware device paths (IEEE 1275; the form that SeaBIOS and OVMF
+    /// read). `first` is the machine's first start.
+    pub fn boot_order(&self, boot: &Boot, first: bool) -> Vec<String> {
+        let once = boot.once.iter().filter(|_| first);
+        let mut paths = Vec::new();
+        for kind in once.chain(&boot.order) {
+            let found: Vec<String> = match kind {
+                BootDevice::Disk => {
+                    self.disks.iter().map(|at| format!("{}/disk@0,0", node("scsi", *at))).collect()
+                }
+                BootDevice::Network => {
+                    let path = |at: &Bdf| format!("{}/ethernet-phy@0", node("ethernet", *at));
+                    self.nets.iter().map(path).collect()
+                }
+                BootDevice::Cdrom => Vec::new(),
+            };
+            paths
+                .extend(found.into_iter().filter(|path| !paths.contains(path)).collect::<Vec<_>>());
+        }
+        paths
+    }
+}
+
+/// A PCI function on the root bus in an Open Firmware device path.
+fn node(name: &str, at: Bdf) -> String {
+    let function = if at.function == 0 { String::new() } else { format!(",{:x}", at.function) };
+    format!("/pci@i0cf8/{name}@{:x}{function}", at.device)
+}
+
+/// Bytes of a frame buffer: room for 2560x1600 in 32 bits.
+const FRAME_BUFFER: u64 = 16 << 20;
+
+/// Puts `resources` on PCI, a display if the spec has one, and a source of randomness, which every guest wants early.
 ///
 /// # Errors
-/// No slot or address window is left, or the host has no more descriptors.
+/// No slot or address window is left, the host has no more descriptors, or the display's BIOS is missing.
 pub fn plug_in(
     spec: &MachineSpec,
     resources: Resources,
     pci: &Root,
     memory: &Arc<GuestMemory>,
     vm: &Arc<dyn Vm>,
-) -> Result<Vec<Arc<VirtioPci>>, Error> {
-    let mut plugged = Vec::new();
-    let mut plug = |device: Box<dyn VirtioDevice>| -> Result<(), Error> {
+) -> Result<Peripherals, Error> {
+    let mut virtio = Vec::new();
+    let mut plug = |device: Box<dyn VirtioDevice>| -> Result<Bdf, Error> {
         let function = VirtioPci::new(device, memory.clone(), vm.clone())?;
-        pci.add(Slot::FirstFree, function.clone())?;
-        plugged.push(function);
-        Ok(())
+        let at = pci.add(Slot::FirstFree, function.clone())?;
+        virtio.push(function);
+        Ok(at)
+    };
+    let vga = match spec.video_kind() {
+        Video::None => None,
+        Video::Vga | Video::Virtio => Some(plug_vga(pci, vm)?),
     };
     let queues = u16::try_from(spec.cpus).unwrap_or(u16::MAX);
+    let mut disks = Vec::new();
     for (index, (disk, image)) in spec.disks.iter().zip(resources.disks).enumerate() {
         let serial = disk.serial.clone().unwrap_or_default();
         let config = BlockConfig { serial, queues };
-        plug(Box::new(Block::new(&format!("disk{index}"), image, &config)))?;
+        disks.push(plug(Box::new(Block::new(&format!("disk{index}"), image, &config)))?);
     }
+    let mut nets = Vec::new();
     for (index, backend) in resources.nets.into_iter().enumerate() {
         let config = NetConfig { mac: spec.mac_of(index).0, mtu: None };
-        plug(Box::new(NetCard::new(&format!("net{index}"), vec![backend], config)?))?;
+        nets.push(plug(Box::new(NetCard::new(&format!("net{index}"), vec![backend], config)?))?);
     }
     plug(Box::new(Rng::new("rng")))?;
-    Ok(plugged)
+    Ok(Peripherals { virtio, disks, nets, vga })
+}
+
+fn plug_vga(pci: &Root, vm: &Arc<dyn Vm>) -> Result<Arc<Vga>, Error> {
+    let memory = DeviceRam::new(vm.clone(), slots::VIDEO, FRAME_BUFFER, Access::ReadWrite)?;
+    let rom = firmware::display_rom(Video::Vga)?;
+    let vga = Vga::new(memory, rom, &CardConfig::default())?;
+    pci.add(Slot::FirstFree, vga.clone())?;
+    Ok(vga)
 }

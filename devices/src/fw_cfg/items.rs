@@ -116,14 +116,19 @@ impl Items {
         self.numbered.insert(key, item);
     }
 
+    /// Sets item `key` to these bytes.
+    pub fn set_bytes(&mut self, key: u16, bytes: Vec<u8>) {
+        self.set(key, Item::Bytes(bytes));
+    }
+
     /// Sets item `key` to a number of 16 bits.
     pub fn set_u16(&mut self, key: u16, value: u16) {
-        self.set(key, Item::Bytes(value.to_le_bytes().to_vec()));
+        self.set_bytes(key, value.to_le_bytes().to_vec());
     }
 
     /// Sets item `key` to a number of 32 bits.
     pub fn set_u32(&mut self, key: u16, value: u32) {
-        self.set(key, Item::Bytes(value.to_le_bytes().to_vec()));
+        self.set_bytes(key, value.to_le_bytes().to_vec());
     }
 
     /// Adds a file, or replaces it. `name` has at most 55 bytes.

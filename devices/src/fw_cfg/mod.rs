@@ -13,7 +13,7 @@
 mod acpi;
 mod items;
 
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use lodge_memory::GuestMemory;
 use serde::{Deserialize, Serialize};
@@ -60,18 +60,24 @@ pub struct FwCfgState {
 /// The device.
 pub struct FwCfg {
     memory: Arc<GuestMemory>,
-    items: Items,
+    items: RwLock<Items>,
     state: Mutex<FwCfgState>,
 }
 
 impl FwCfg {
     /// A device with these items.
     pub fn new(memory: Arc<GuestMemory>, items: Items) -> Arc<Self> {
+        let items = RwLock::new(items);
         Arc::new(Self { memory, items, state: Mutex::default() })
     }
 
     fn lock(&self) -> MutexGuard<'_, FwCfgState> {
         self.state.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// Puts a file in the place of one of that name. The firmware sees it at its next start.
+    pub fn replace_file(&self, name: &str, bytes: Vec<u8>) {
+        self.items.write().unwrap_or_else(PoisonError::into_inner).add_file(name, bytes);
     }
 
     /// What is to be saved.
@@ -91,7 +97,8 @@ impl FwCfg {
 
     /// Reads on in the selected item; beyond its end there are zeros.
     fn read_next(&self, state: &mut FwCfgState, data: &mut [u8]) {
-        let got = self.items.read(state.selected, state.offset.into(), data);
+        let items = self.items.read().unwrap_or_else(PoisonError::into_inner);
+        let got = items.read(state.selected, state.offset.into(), data);
         data[got..].fill(0);
         state.offset = state.offset.saturating_add(data.len() as u32);
     }

@@ -1,7 +1,7 @@
 //! Where BARs may lie, and who has which part of it.
 //!
 //! ```text
-//!   RAM | ECAM B000_0000 | 32-bit window C000_0000..FEB0_0000 | IOAPIC, LAPIC, flash | RAM | 64-bit window
+//!   RAM | ECAM B000_0000 | 32-bit window C000_0000..FEC0_0000 | IOAPIC, LAPIC, flash | RAM | 64-bit window
 //! ```
 
 use std::collections::BTreeMap;
@@ -10,7 +10,7 @@ use std::ops::Range;
 /// I/O ports that PCI devices may be given. Ports of the chipset lie below.
 pub const IO_WINDOW: Range<u64> = 0xc000..0x1_0000;
 /// The 32-bit memory window: after ECAM, before the IOAPIC.
-pub const MMIO32_WINDOW: Range<u64> = 0xc000_0000..0xfeb0_0000;
+pub const MMIO32_WINDOW: Range<u64> = 0xc000_0000..0xfec0_0000;
 
 /// Bytes of the 64-bit window, where the guest's physical addresses reach that far.
 const MMIO64_BYTES: u64 = 64 << 30;

@@ -256,7 +256,7 @@ fn write(memory: &GuestMemory, what: &'static str, gpa: u64, bytes: &[u8]) -> Re
 }
 
 fn low_ram(ram: &RamLayout) -> u64 {
-    ram.regions.first().map_or(0, |(start, bytes)| start.saturating_add(*bytes))
+    ram.spans().first().map_or(0, |(start, bytes)| start.saturating_add(*bytes))
 }
 
 /// ACPI tables, RSDP and SMBIOS, where an operating system looks for them by itself.
