@@ -38,7 +38,6 @@ impl Scatter {
     }
 
     /// The pieces of `segments`, which are known to be RAM, from byte `offset` on.
-    #[allow(dead_code)] // The users come with the storage devices.
     pub(crate) fn of(segments: &[Segment], offset: u64) -> Self {
         let segments: Vec<_> = slice(segments, offset, u64::MAX).collect();
         let len = length(&segments);

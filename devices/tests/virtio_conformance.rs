@@ -10,9 +10,10 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
+use lodge_devices::storage::{ScsiDisk, ScsiDiskConfig};
 use lodge_devices::virtio::{
-    Block, BlockConfig, Console, Gpu, GpuHandle, Net, NetConfig, Rng, TransportState, VirtioDevice,
-    feature, status,
+    Block, BlockConfig, Console, Gpu, GpuHandle, Net, NetConfig, Rng, Scsi, ScsiUnit,
+    TransportState, VirtioDevice, feature, status,
 };
 use lodge_memory::Bus;
 use support::backends::{Cable, MemoryDisk, Plug, Screen, SharedDisk};
@@ -124,6 +125,47 @@ fn write_sector(driver: &Driver, n: u32, queues: u16) -> (usize, Vec<(u64, u32, 
     store(driver, at + 512, &n.wrapping_add(1).to_le_bytes().repeat(128));
     let queue = (n % u32::from(queues)) as usize;
     (queue, vec![(at, 16, 0), (at + 512, 512, 0), (at + 2048, 1, WRITE)])
+}
+
+/// A disk behind a SCSI controller: target 3, LUN 0.
+struct ScsiSubject {
+    block: BlockSubject,
+}
+
+impl ScsiSubject {
+    fn new(queues: u16) -> Self {
+        Self { block: BlockSubject::new(queues) }
+    }
+}
+
+impl Subject for ScsiSubject {
+    fn device(&self) -> Box<dyn VirtioDevice> {
+        let controller = Scsi::new("scsi", self.block.queues).unwrap();
+        let disk = Arc::new(SharedDisk(self.block.disk.clone()));
+        let disk = ScsiDisk::new(disk, &ScsiDiskConfig::default());
+        controller.handle().plug(3, 0, ScsiUnit::Disk(disk)).unwrap();
+        Box::new(controller)
+    }
+    fn identity(&self) -> (u16, u16) {
+        (0x1048, self.block.queues + 2)
+    }
+    fn request(&self, driver: &Driver, n: u32) -> (usize, Vec<(u64, u32, u16)>) {
+        let at = page(n);
+        let mut command = [0; 51];
+        command[..2].copy_from_slice(&[1, 3]);
+        command[8..12].copy_from_slice(&n.to_le_bytes());
+        // WRITE(10) of one block.
+        command[19] = 0x2a;
+        command[21..25].copy_from_slice(&n.to_be_bytes());
+        command[27] = 1;
+        store(driver, at, &command);
+        store(driver, at + 512, &n.wrapping_add(1).to_le_bytes().repeat(128));
+        let queue = (n % u32::from(self.block.queues)) as usize + 2;
+        (queue, vec![(at, 51, 0), (at + 512, 512, 0), (at + 2048, 108, WRITE)])
+    }
+    fn check(&self, count: u32) {
+        self.block.check(count);
+    }
 }
 
 struct NetSubject {
@@ -868,6 +910,8 @@ macro_rules! every_device {
         every_device!(@net_multi_queue: NetSubject::new(2); $($test)*);
         every_device!(@console: ConsoleSubject(Screen::default()); $($test)*);
         every_device!(@gpu: GpuSubject::default(); $($test)*);
+        every_device!(@scsi: ScsiSubject::new(1); $($test)*);
+        every_device!(@scsi_multi_queue: ScsiSubject::new(4); $($test)*);
         every_device!(@rng: RngSubject; $($test)*);
     };
     (@$name:ident: $subject:expr; $($test:ident)*) => {

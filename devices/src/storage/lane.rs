@@ -195,25 +195,24 @@ impl<T> Lane<T> {
         Some(Ended { tag: running.tag, job: running.job, result })
     }
 
-    /// Lets go of a medium; its jobs must have ended (others keep it open until they have).
-    pub fn forget(&mut self, medium: u64) {
-        let busy = self.running.iter().flatten().any(|running| running.medium == medium);
-        if let Some(at) = self.open.iter().position(|open| open.medium == medium)
-            && !busy
-        {
-            let open = self.open.swap_remove(at);
-            // The descriptor goes with the queue in any case.
-            let _ = self.epoll.ctl(
-                ControlOperation::Delete,
-                open.queue.completion_fd().as_raw_fd(),
-                EpollEvent::default(),
-            );
-        }
-    }
-
-    /// The media that are open here.
-    pub fn media(&self) -> Vec<u64> {
-        self.open.iter().map(|open| open.medium).collect()
+    /// Lets go of all media but those that `keep` names; `false` if one that has jobs is left.
+    pub fn tidy(&mut self, keep: &[u64]) -> bool {
+        let (running, epoll) = (&self.running, &self.epoll);
+        let mut all = true;
+        self.open.retain(|open| {
+            if keep.contains(&open.medium) {
+                return true;
+            }
+            let busy = running.iter().flatten().any(|running| running.medium == open.medium);
+            if !busy {
+                let fd = open.queue.completion_fd().as_raw_fd();
+                // The descriptor goes with the queue in any case.
+                let _ = epoll.ctl(ControlOperation::Delete, fd, EpollEvent::default());
+            }
+            all &= !busy;
+            busy
+        });
+        all
     }
 }
 

@@ -6,7 +6,7 @@ use lodge_memory::GuestMemory;
 use serde::{Deserialize, Serialize};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::{BlockState, ConsoleState, Error, GpuState, NetState};
+use super::{BlockState, ConsoleState, Error, GpuState, NetState, ScsiState};
 
 /// How a device's threads reach the guest's driver.
 pub trait Notifier: Send + Sync {
@@ -67,6 +67,8 @@ pub enum DeviceState {
     Gpu(GpuState),
     /// A source of randomness has no state.
     Rng,
+    /// A SCSI controller with its units.
+    Scsi(ScsiState),
 }
 
 /// A virtio device without its transport.

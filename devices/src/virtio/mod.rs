@@ -21,6 +21,7 @@ pub mod gpu;
 pub mod net;
 mod queue;
 pub mod rng;
+pub mod scsi;
 mod transport;
 mod worker;
 
@@ -32,6 +33,7 @@ pub use gpu::{Gpu, GpuHandle, GpuState};
 pub use net::{Net, NetConfig, NetHandle, NetState};
 pub use queue::Virtqueue;
 pub use rng::Rng;
+pub use scsi::{Scsi, ScsiHandle, ScsiState, ScsiUnit};
 pub use transport::{QueueRegisters, TransportState, VirtioPci};
 pub use worker::{Handler, Poll, Worker};
 

@@ -89,7 +89,7 @@ fn whole(lba: u32, data: &[u8]) -> [u8; BYTES] {
     let mut sector = [0; BYTES];
     sector[1..11].fill(0xff);
     for (to, from) in sector[HEADER..].iter_mut().zip(msf(lba)) {
-        *to = (from / 10 % 10) << 4 | from % 10;
+        *to = ((from / 10 % 10) << 4) | (from % 10);
     }
     sector[15] = 1;
     for (to, from) in sector[DATA..EDC].iter_mut().zip(data) {
@@ -161,7 +161,7 @@ mod tests {
     use super::*;
 
     fn sector() -> [u8; BYTES] {
-        let data: Vec<u8> = (0..2048u32).map(|i| (i * i >> 3) as u8).collect();
+        let data: Vec<u8> = (0..2048u32).map(|i| ((i * i) >> 3) as u8).collect();
         whole(16, &data)
     }
 

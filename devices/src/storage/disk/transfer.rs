@@ -72,8 +72,8 @@ impl ScsiDisk {
         if range.len == 0 {
             return Ok(Action::good());
         }
-        let size = self.medium.disk().size();
-        self.work(Job::read(range.offset, range.len, command.data_in, size))
+        let end = range.offset + range.len; // Within the disk.
+        self.work(Job::read(range.offset, range.len, command.data_in, end))
     }
 
     /// The blocks of a write, unless there are none or the initiator's data is too short.
