@@ -59,6 +59,54 @@ fn far_calls_and_returns() {
 }
 
 #[test]
+fn what_crosses_the_end_of_a_segment_faults() {
+    let load = |m: &mut Machine, code: &[u8]| {
+        m.code(code);
+        let rip = m.cpu.rip;
+        let result = m.step();
+        m.cpu.rip = rip;
+        result
+    };
+    let mut m = Machine::real();
+    m.cpu.regs[reg::RBX] = 0xfffe;
+    m.cpu.regs[reg::RBP] = 0xfffd;
+    // mov ax, [bx]; [bx+1]; mov eax, [bx-2]; [bx-1]; mov al, [bx+1].
+    assert_eq!(load(&mut m, &[0x8b, 0x07]), Ok(()));
+    assert_eq!(load(&mut m, &[0x8b, 0x47, 1]), Err(Fault::GP0));
+    assert_eq!(load(&mut m, &[0x66, 0x8b, 0x47, 0xfe]), Ok(()));
+    assert_eq!(load(&mut m, &[0x66, 0x8b, 0x47, 0xff]), Err(Fault::GP0));
+    assert_eq!(load(&mut m, &[0x8a, 0x47, 1]), Ok(()));
+    // The stack's: mov eax, [bp]; push ax with SP 1; pop ax with SP FFFFH; lodsw, stosd, movsw.
+    assert_eq!(load(&mut m, &[0x66, 0x8b, 0x46, 0]), Err(Fault::SS0));
+    m.cpu.regs[reg::RSP] = 1;
+    assert_eq!(load(&mut m, &[0x50]), Err(Fault::SS0));
+    m.cpu.regs[reg::RSP] = 0xffff;
+    assert_eq!(load(&mut m, &[0x58]), Err(Fault::SS0));
+    assert_eq!(m.cpu.regs[reg::RSP], 0xffff);
+    (m.cpu.regs[reg::RSI], m.cpu.regs[reg::RDI]) = (0xffff, 0xfffd);
+    for code in [&[0xad][..], &[0x66, 0xab], &[0xa5], &[0xf3, 0xa5]] {
+        m.cpu.regs[reg::RCX] = 1;
+        assert_eq!(load(&mut m, code), Err(Fault::GP0), "{code:x?}");
+    }
+    // Addresses of 32 bits do not wrap: mov al, [ebx].
+    m.cpu.regs[reg::RBX] = 0x1_0000;
+    assert_eq!(load(&mut m, &[0x67, 0x8a, 0x03]), Err(Fault::GP0));
+    // Code: its last byte may be at FFFFH; the next instruction is beyond.
+    m.cpu.rip = 0xffff;
+    m.code(&[0x90]);
+    assert_eq!(m.step(), Ok(()));
+    assert_eq!(m.cpu.rip, 0x1_0000);
+    assert_eq!(m.step(), Err(Fault::GP0));
+    m.cpu.rip = 0xffff;
+    m.code(&[0xb0]);
+    assert_eq!(m.step(), Err(Fault::GP0));
+    // No room for the frame of that fault: no way on.
+    m.cpu.regs[reg::RSP] = 3;
+    m.run(1);
+    assert_eq!(m.cpu.activity, Activity::Shutdown);
+}
+
+#[test]
 fn a_jump_beyond_the_segment_faults() {
     let mut m = Machine::real();
     m.cpu.regs[reg::RAX] = 0x1_0000;
