@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::config::{command, reg, status};
 use super::intx::{Intx, intx_gsi};
+use super::msi::Msi;
 use super::msix::{CONTROL_WRITABLE, Msix, MsixState};
 use super::root::Room;
 use super::{Bdf, ConfigSpace, ConfigState, Error, Identity};
@@ -22,6 +23,7 @@ use crate::irq::Lines;
 const BARS: usize = 6;
 /// The expansion ROM register's enable bit.
 const ROM_ENABLE: u32 = 1;
+const CAP_MSI: u8 = 0x05;
 const CAP_MSIX: u8 = 0x11;
 const CAP_EXPRESS: u8 = 0x10;
 
@@ -126,6 +128,7 @@ pub struct EndpointState {
 pub struct EndpointBuilder {
     config: ConfigSpace,
     ranges: Vec<Range>,
+    msi: Option<(Arc<Msi>, usize)>,
     msix: Option<(Arc<Msix>, usize)>,
     intx: Arc<Intx>,
     pin: u8,
@@ -137,6 +140,7 @@ impl EndpointBuilder {
         Self {
             config: ConfigSpace::new(identity),
             ranges: Vec::new(),
+            msi: None,
             msix: None,
             intx: Arc::default(),
             pin: 0,
@@ -162,6 +166,14 @@ impl EndpointBuilder {
         // Device control: error reporting, relaxed ordering, payload and read request sizes.
         writable[6..8].copy_from_slice(&0x78ffu16.to_le_bytes());
         self.capability(CAP_EXPRESS, &body, &writable);
+    }
+
+    /// Gives the function MSI; returns the capability's offset.
+    pub fn msi(&mut self, msi: &Arc<Msi>) -> usize {
+        let (body, writable) = msi.body();
+        let at = self.capability(CAP_MSI, &body, &writable);
+        self.msi = Some((msi.clone(), at));
+        at
     }
 
     /// Gives the function MSI-X, with its table and pending bits at these offsets into BAR `bar`.
@@ -246,7 +258,8 @@ impl EndpointBuilder {
     pub fn build(self) -> Endpoint {
         let reset = self.config.clone();
         let inner = Inner { config: self.config, reset, ranges: self.ranges, bus: Weak::new() };
-        Endpoint { inner: Mutex::new(inner), msix: self.msix, intx: self.intx, pin: self.pin }
+        let Self { msi, msix, intx, pin, .. } = self;
+        Endpoint { inner: Mutex::new(inner), msi, msix, intx, pin }
     }
 }
 
@@ -338,6 +351,7 @@ impl Inner {
 /// A function's configuration space with its BARs and interrupts.
 pub struct Endpoint {
     inner: Mutex<Inner>,
+    msi: Option<(Arc<Msi>, usize)>,
     msix: Option<(Arc<Msix>, usize)>,
     intx: Arc<Intx>,
     pin: u8,
@@ -375,8 +389,13 @@ impl Endpoint {
         if let Some((msix, at)) = &self.msix {
             msix.set_control(inner.config.u16(at + 2));
         }
+        if let Some((msi, at)) = &self.msi {
+            msi.update(&inner.config, *at);
+        }
         let disabled = inner.config.u16(reg::COMMAND) & command::INTX_DISABLE != 0;
-        self.intx.block(disabled || self.msix.as_ref().is_some_and(|(msix, _)| msix.enabled()));
+        let messages = self.msix.as_ref().is_some_and(|(msix, _)| msix.enabled())
+            || self.msi.as_ref().is_some_and(|(msi, _)| msi.enabled());
+        self.intx.block(disabled || messages);
         Changes { bars: inner.remap() }
     }
 

@@ -19,6 +19,7 @@ mod bridge;
 mod config;
 mod endpoint;
 mod intx;
+mod msi;
 mod msix;
 mod root;
 mod windows;
@@ -27,6 +28,7 @@ pub use bridge::{HOST_BRIDGE, ICH9_LPC, IdentityFunction, host_bridge, ich9_lpc}
 pub use config::{ConfigSpace, ConfigState, Identity};
 pub use endpoint::{Bar, BarKind, Changes, Endpoint, EndpointBuilder, EndpointState};
 pub use intx::{Intx, intx_gsi};
+pub use msi::Msi;
 pub use msix::{Msix, MsixState, MsixVector};
 pub use root::{ECAM_BASE, ECAM_SIZE, Function, Root, Slot};
 pub use windows::{Allocator, IO_WINDOW, MMIO32_WINDOW, Windows};
