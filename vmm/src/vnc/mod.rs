@@ -204,9 +204,11 @@ fn tls_config(files: &TlsFiles) -> Result<Arc<ServerConfig>, Error> {
         .map_err(no_certificate())?;
     let key = PrivateKeyDer::from_pem_file(&files.key).map_err(bad(&files.key, "a private key"))?;
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = ServerConfig::builder_with_provider(provider)
+    let mut config = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .and_then(|builder| builder.with_no_client_auth().with_single_cert(chain, key))
         .map_err(|source| Error::Tls { path: files.certificate.clone(), source })?;
+    // Nobody resumes a VNC session, and TigerVNC 1.12 stops at a ticket that comes together with other data.
+    config.send_tls13_tickets = 0;
     Ok(Arc::new(config))
 }

@@ -3,6 +3,7 @@
 mod client;
 mod encodings;
 mod extensions;
+mod format;
 mod host;
 mod hostile;
 mod pictures;
