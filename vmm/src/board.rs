@@ -8,12 +8,14 @@ use std::time::Duration;
 
 use lodge_accel::Vm;
 use lodge_devices::bus::SystemBus;
+use lodge_devices::input::ps2::{
+    I8042, I8042_DATA_PORT, I8042_STATUS_PORT, KEYBOARD_IRQ, MOUSE_IRQ,
+};
 use lodge_devices::irq::Lines;
 use lodge_devices::legacy::{
-    COM1, COM2, DEBUG_EXIT_PORT, DebugExit, HostClock, I8042_DATA_PORT, I8042_STATUS_PORT,
-    I8042Reset, IrqLine, NoIrq, PM_BASE, PM_LEN, PORT_92, POST_PORT, Port92, PostCode,
-    PowerManagement, RTC_IRQ, RTC_PORTS, RTC_PORTS_LEN, ResetControl, Rtc, RtcSetup, SCI_GSI,
-    SERIAL_LEN, Serial, SerialOutput, SerialPort,
+    COM1, COM2, DEBUG_EXIT_PORT, DebugExit, HostClock, IrqLine, NoIrq, PM_BASE, PM_LEN, PORT_92,
+    POST_PORT, Port92, PostCode, PowerManagement, RTC_IRQ, RTC_PORTS, RTC_PORTS_LEN, ResetControl,
+    Rtc, RtcSetup, SCI_GSI, SERIAL_LEN, Serial, SerialOutput, SerialPort,
 };
 use lodge_devices::pci::{Root, Windows};
 use lodge_memory::RamLayout;
@@ -34,6 +36,8 @@ pub struct Board {
     com2: Arc<Serial>,
     rtc: Arc<Rtc>,
     power: Arc<PowerManagement>,
+    /// The keyboard and the mouse that every PC has.
+    pub i8042: Arc<I8042>,
 }
 
 impl Board {
@@ -67,7 +71,7 @@ impl Board {
         };
         let rtc = Rtc::new(&setup, Arc::new(HostClock), irq(&lines, RTC_IRQ));
         let power = PowerManagement::new(irq(&lines, SCI_GSI), sink.clone());
-        let i8042 = Arc::new(I8042Reset::new(sink.clone()));
+        let i8042 = I8042::new(sink.clone(), irq(&lines, KEYBOARD_IRQ), irq(&lines, MOUSE_IRQ));
 
         let pio = &bus.pio;
         pio.insert(COM1.base.into(), SERIAL_LEN, com1.clone())?;
@@ -81,7 +85,7 @@ impl Board {
         if spec.debug_exit {
             pio.insert(DEBUG_EXIT_PORT.into(), 4, Arc::new(DebugExit::new(sink)))?;
         }
-        Ok(Self { pci, com1, com2, rtc, power })
+        Ok(Self { pci, com1, com2, rtc, power, i8042 })
     }
 
     /// The serial ports, in the order of the guest's names for them.
@@ -114,6 +118,7 @@ impl Board {
         }
         self.rtc.reset();
         self.power.reset();
+        self.i8042.reset();
     }
 
     /// The machine is over: PCI devices let go of the host's resources, the console's last words get out.

@@ -6,6 +6,8 @@
 //!                                            +--> USB tablet
 //! ```
 
+pub mod ps2;
+
 /// A key, by its Linux event code (`KEY_*` of `input-event-codes.h`): the place on the keyboard, whatever is
 /// printed on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -3,7 +3,6 @@
 //!
 //! ```text
 //!   port        part                          interrupt
-//!   060, 064    i8042, its reset line only
 //!   070..072    RTC and CMOS                  IRQ 8   (edge)
 //!   080         POST code
 //!   092         fast reset, A20
@@ -36,10 +35,7 @@ pub use pm::{
     GPE0_BLOCK, GPE0_LEN, PM_BASE, PM_LEN, PM_TIMER_BLOCK, PM1_CONTROL_BLOCK, PM1_EVENT_BLOCK,
     PmState, PowerManagement, S5_SLEEP_TYPE, SCI_GSI,
 };
-pub use reset::{
-    CF9_PORT, I8042_DATA_PORT, I8042_STATUS_PORT, I8042Reset, I8042State, PORT_92, Port92,
-    ResetControl,
-};
+pub use reset::{CF9_PORT, PORT_92, Port92, ResetControl};
 pub use rtc::{HostClock, RTC_IRQ, RTC_PORTS, RTC_PORTS_LEN, Rtc, RtcSetup, RtcState, WallClock};
 pub use serial::{COM1, COM2, SERIAL_LEN, Serial, SerialPort, SerialState};
 

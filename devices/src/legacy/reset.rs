@@ -1,9 +1,8 @@
-//! The PC's ways to reset: port CF9, port 92 and the keyboard controller's reset line.
+//! The PC's ways to reset: port CF9 and port 92. The third one is the keyboard controller's reset line
+//! ([`crate::input::ps2`]).
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-
-use serde::{Deserialize, Serialize};
 
 use super::{PowerRequest, PowerSink};
 use crate::bus::BusDevice;
@@ -12,10 +11,6 @@ use crate::bus::BusDevice;
 pub const CF9_PORT: u16 = 0xcf9;
 /// System control port A.
 pub const PORT_92: u16 = 0x92;
-/// The keyboard controller's data port.
-pub const I8042_DATA_PORT: u16 = 0x60;
-/// The keyboard controller's status and command port.
-pub const I8042_STATUS_PORT: u16 = 0x64;
 
 /// Port CF9H: a rising RST_CPU bit resets (ICH9, 13.7.5).
 ///
@@ -102,114 +97,6 @@ impl BusDevice for Port92 {
     }
 }
 
-/// The keyboard controller of a machine without a keyboard: it takes commands, and its output port's
-/// bit 0 still is the reset line. Guests that look for a keyboard find none.
-pub struct I8042Reset {
-    power: Arc<dyn PowerSink>,
-    state: Mutex<I8042State>,
-}
-
-/// What is saved of an [`I8042Reset`].
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct I8042State {
-    /// Waits to be read at port 60H.
-    pub output: Option<u8>,
-    /// The next byte at port 60H is for the output port.
-    pub write_output_port: bool,
-}
-
-/// One of the controller's two ports.
-struct I8042Port {
-    controller: Arc<I8042Reset>,
-    is_command: bool,
-}
-
-impl I8042Reset {
-    const OUTPUT_FULL: u8 = 1;
-    const SYSTEM: u8 = 1 << 2;
-    const COMMAND: u8 = 1 << 3;
-    const UNLOCKED: u8 = 1 << 4;
-    const READ_OUTPUT_PORT: u8 = 0xd0;
-    const WRITE_OUTPUT_PORT: u8 = 0xd1;
-    /// F0..FF pulse those of the output port's low four bits that are clear in the command.
-    const PULSE: u8 = 0xf0;
-    /// Bit 0: not in reset; bit 1: A20 open.
-    const OUTPUT_PORT: u8 = 0b11;
-
-    /// A controller that asks `power` for resets.
-    pub fn new(power: Arc<dyn PowerSink>) -> Self {
-        Self { power, state: Mutex::default() }
-    }
-
-    /// What answers at [`I8042_DATA_PORT`] (one byte).
-    pub fn data_port(self: &Arc<Self>) -> Arc<dyn BusDevice> {
-        Arc::new(I8042Port { controller: self.clone(), is_command: false })
-    }
-
-    /// What answers at [`I8042_STATUS_PORT`] (one byte).
-    pub fn command_port(self: &Arc<Self>) -> Arc<dyn BusDevice> {
-        Arc::new(I8042Port { controller: self.clone(), is_command: true })
-    }
-
-    /// What is saved.
-    pub fn save(&self) -> I8042State {
-        *self.lock()
-    }
-
-    /// Puts back what [`I8042Reset::save`] gave.
-    pub fn restore(&self, state: &I8042State) {
-        *self.lock() = *state;
-    }
-
-    fn lock(&self) -> MutexGuard<'_, I8042State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn command(&self, command: u8) {
-        let mut state = self.lock();
-        state.write_output_port = command == Self::WRITE_OUTPUT_PORT;
-        match command {
-            Self::READ_OUTPUT_PORT => state.output = Some(Self::OUTPUT_PORT),
-            Self::PULSE..=0xff if command & 1 == 0 => {
-                drop(state);
-                self.power.request(PowerRequest::Reset);
-            }
-            _ => {}
-        }
-    }
-
-    fn data(&self, value: u8) {
-        let to_output_port = std::mem::take(&mut self.lock().write_output_port);
-        if to_output_port && value & 1 == 0 {
-            self.power.request(PowerRequest::Reset);
-        }
-    }
-
-    fn status(&self) -> u8 {
-        let full = if self.lock().output.is_some() { Self::OUTPUT_FULL } else { 0 };
-        Self::SYSTEM | Self::COMMAND | Self::UNLOCKED | full
-    }
-}
-
-impl BusDevice for I8042Port {
-    fn read(&self, _offset: u64, data: &mut [u8]) {
-        let value = if self.is_command {
-            self.controller.status()
-        } else {
-            self.controller.lock().output.take().unwrap_or(0)
-        };
-        data.fill(value);
-    }
-    fn write(&self, _offset: u64, data: &[u8]) {
-        match data.first() {
-            Some(&command) if self.is_command => self.controller.command(command),
-            Some(&value) => self.controller.data(value),
-            None => {}
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::testing::{TestPower, hammer};
@@ -246,28 +133,5 @@ mod tests {
         port.write(0, &[3]);
         assert_eq!(power.take(), [PowerRequest::Reset]);
         hammer(&port, 1, 10_000);
-    }
-
-    #[test]
-    fn the_keyboard_controller_resets() {
-        let power: Arc<TestPower> = Arc::default();
-        let controller = Arc::new(I8042Reset::new(power.clone()));
-        let (data, command) = (controller.data_port(), controller.command_port());
-        assert_eq!(byte(&*command, 0) & 3, 0, "nothing to read, ready for a command");
-        command.write(0, &[0xfe]);
-        assert_eq!(power.take(), [PowerRequest::Reset]);
-        command.write(0, &[0xff]);
-        data.write(0, &[0]);
-        assert_eq!(power.take(), [], "pulsing nothing, and a data byte");
-        command.write(0, &[0xd0]);
-        let saved = controller.save();
-        assert_eq!((byte(&*command, 0) & 1, byte(&*data, 0), byte(&*command, 0) & 1), (1, 3, 0));
-        controller.restore(&saved);
-        assert_eq!(byte(&*data, 0), 3);
-        command.write(0, &[0xd1]);
-        data.write(0, &[0xfe]);
-        assert_eq!(power.take(), [PowerRequest::Reset]);
-        hammer(&*data, 1, 10_000);
-        hammer(&*command, 1, 10_000);
     }
 }
