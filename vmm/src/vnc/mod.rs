@@ -68,8 +68,8 @@ use self::server::Server;
 use self::session::Around;
 use crate::display::Display;
 
-/// What a server needs to know.
-#[derive(Debug, Clone)]
+/// What a server needs to know. It cannot be printed: the password must not get into a log.
+#[derive(Clone)]
 pub struct VncOptions {
     /// Where to listen.
     pub listen: Listen,

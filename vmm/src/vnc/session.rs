@@ -247,6 +247,10 @@ impl Session {
         if !known.fence {
             self.on_their_way = 0;
         }
+        if !known.pointer_motion {
+            told.distances = None;
+            self.mailbox.set_distances(false);
+        }
     }
 
     fn ask(&mut self, incremental: bool, area: Area) {
