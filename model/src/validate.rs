@@ -28,8 +28,6 @@ pub const MAX_CMDLINE: usize = 2047;
 pub const MAX_SERIAL: usize = 20;
 /// The longest name of a machine.
 pub const MAX_NAME: usize = 63;
-/// Ports of the chipset's SATA controller.
-pub const MAX_SATA: usize = 6;
 /// The most disks and network cards together: each is a function on the PCI bus, beside the
 /// chipset's own.
 pub const MAX_DEVICES: usize = 24;
@@ -263,7 +261,7 @@ impl Check<'_> {
         for (index, drive) in cdroms.iter().enumerate() {
             if drive.bus == Some(DiskBus::Virtio) {
                 let what = "a virtio block device cannot be a CD-ROM drive";
-                self.add(format!("cdroms[{index}].bus"), what, "use sata or scsi");
+                self.add(format!("cdroms[{index}].bus"), what, "use scsi");
             }
             let Some(path) = &drive.path else { continue };
             let field = format!("cdroms[{index}].path");
@@ -286,11 +284,12 @@ impl Check<'_> {
     }
 
     fn sata(&mut self, spec: &MachineSpec) {
-        let disks = spec.disks.iter().filter(|disk| disk.bus == Some(DiskBus::Sata)).count();
-        let drives = spec.cdroms.iter().filter(|drive| drive.bus != Some(DiskBus::Scsi)).count();
-        if disks + drives > MAX_SATA {
-            let what = format!("{} disks and CD-ROM drives on SATA are too many", disks + drives);
-            self.add("disks", what, format!("SATA has {MAX_SATA} ports; give some bus=scsi"));
+        let disks = spec.disks.iter().map(|disk| disk.bus).enumerate();
+        let drives = spec.cdroms.iter().map(|drive| drive.bus).enumerate();
+        let named = disks.map(|(i, bus)| (format!("disks[{i}].bus"), bus));
+        let named = named.chain(drives.map(|(i, bus)| (format!("cdroms[{i}].bus"), bus)));
+        for (field, _) in named.filter(|(_, bus)| *bus == Some(DiskBus::Sata)).collect::<Vec<_>>() {
+            self.add(field, "machines have no SATA controller yet", "use scsi");
         }
     }
 
@@ -586,7 +585,7 @@ mod tests {
         assert!(with(vec![drive("/rom", None), Cdrom::default()]).is_empty());
         assert_eq!(with(vec![drive("/no", None)]), ["cdroms[0].path"]);
         assert_eq!(with(vec![drive("/rom", Some(DiskBus::Virtio))]), ["cdroms[0].bus"]);
-        assert_eq!(with(vec![Cdrom::default(); 7]), ["disks"]);
+        assert_eq!(with(vec![drive("/rom", Some(DiskBus::Sata))]), ["cdroms[0].bus"]);
         let shared = |readonly| {
             fields(|s| {
                 s.disks = vec![Disk { readonly, ..disk("/a") }];

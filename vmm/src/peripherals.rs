@@ -1,5 +1,6 @@
 //! A machine's disks and cards: opened on the host, put on PCI in the order of the spec.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use lodge_accel::Vm;
@@ -7,14 +8,16 @@ use lodge_devices::device_ram::{Access, DeviceRam, slots};
 use lodge_devices::display::Screen;
 use lodge_devices::display::vga::{CardConfig, Vga};
 use lodge_devices::pci::{Bdf, Root, Slot};
+use lodge_devices::storage::{CdRom, CdRomConfig, ScsiDisk, ScsiDiskConfig};
 use lodge_devices::virtio::block::{Block, BlockConfig};
 use lodge_devices::virtio::net::{Net as NetCard, NetConfig};
 use lodge_devices::virtio::rng::Rng;
+use lodge_devices::virtio::scsi::{Scsi, ScsiHandle, ScsiUnit};
 use lodge_devices::virtio::{VirtioDevice, VirtioPci};
 use lodge_disk::Disk as DiskImage;
 use lodge_memory::GuestMemory;
 use lodge_model::net::Protocol;
-use lodge_model::spec::{Boot, BootDevice, Disk, DiskFormat, MachineSpec, Net, Video};
+use lodge_model::spec::{Boot, BootDevice, Disk, DiskBus, DiskFormat, MachineSpec, Net, Video};
 use lodge_net::Backend;
 
 use crate::error::Error;
@@ -23,6 +26,8 @@ use crate::firmware;
 /// What the host gives to a machine: opened first, because most mistakes show here, before anything costs time.
 pub struct Resources {
     disks: Vec<Arc<dyn DiskImage>>,
+    /// What is in the CD-ROM drives.
+    media: Vec<Option<Arc<dyn DiskImage>>>,
     nets: Vec<Box<dyn Backend>>,
 }
 
@@ -33,8 +38,11 @@ impl Resources {
     /// Each names the file or interface and the way out.
     pub fn open(spec: &MachineSpec) -> Result<Self, Error> {
         let disks = spec.disks.iter().map(open_disk).collect::<Result<_, _>>()?;
+        let media =
+            spec.cdroms.iter().map(|drive| drive.path.as_deref().map(open_medium).transpose());
+        let media = media.collect::<Result<_, _>>()?;
         let nets = (0..spec.nets.len()).map(|i| open_net(spec, i)).collect::<Result<_, _>>()?;
-        Ok(Self { disks, nets })
+        Ok(Self { disks, media, nets })
     }
 }
 
@@ -45,6 +53,14 @@ fn open_disk(disk: &Disk) -> Result<Arc<dyn DiskImage>, Error> {
         DiskFormat::Raw => lodge_disk::Format::Raw,
         DiskFormat::Qcow2 => lodge_disk::Format::Qcow2,
     });
+    Ok(lodge_disk::open(&options)?)
+}
+
+/// Opens what goes into a CD-ROM drive: an ISO image, whatever it looks like.
+fn open_medium(path: &Path) -> Result<Arc<dyn DiskImage>, Error> {
+    let mut options = lodge_disk::OpenOptions::new(path);
+    options.read_only = true;
+    options.format = Some(lodge_disk::Format::Raw);
     Ok(lodge_disk::open(&options)?)
 }
 
@@ -82,9 +98,10 @@ fn open_net(spec: &MachineSpec, index: usize) -> Result<Box<dyn Backend>, Error>
 /// What is on PCI beside the chipset.
 pub struct Peripherals {
     virtio: Vec<Arc<VirtioPci>>,
-    /// Where the disks are, in the spec's order, and the cards.
-    disks: Vec<Bdf>,
-    nets: Vec<Bdf>,
+    /// Where the firmware finds the disks, the drives and the cards, in the spec's order: device paths.
+    disks: Vec<String>,
+    cdroms: Vec<String>,
+    nets: Vec<String>,
     vga: Option<Arc<Vga>>,
 }
 
@@ -110,20 +127,37 @@ impl Peripherals {
         let once = boot.once.iter().filter(|_| first);
         let mut paths = Vec::new();
         for kind in once.chain(&boot.order) {
-            let found: Vec<String> = match kind {
-                BootDevice::Disk => {
-                    self.disks.iter().map(|at| format!("{}/disk@0,0", node("scsi", *at))).collect()
-                }
-                BootDevice::Network => {
-                    let path = |at: &Bdf| format!("{}/ethernet-phy@0", node("ethernet", *at));
-                    self.nets.iter().map(path).collect()
-                }
-                BootDevice::Cdrom => Vec::new(),
+            let found = match kind {
+                BootDevice::Disk => &self.disks,
+                BootDevice::Cdrom => &self.cdroms,
+                BootDevice::Network => &self.nets,
             };
-            paths
-                .extend(found.into_iter().filter(|path| !paths.contains(path)).collect::<Vec<_>>());
+            for path in found {
+                if !paths.contains(path) {
+                    paths.push(path.clone());
+                }
+            }
         }
         paths
+    }
+}
+
+/// The machine's SCSI controller, which is filled target by target.
+struct ScsiBus {
+    handle: ScsiHandle,
+    at: Bdf,
+    targets: u8,
+}
+
+impl ScsiBus {
+    /// Adds a unit; gives its device path.
+    fn plug(&mut self, unit: ScsiUnit) -> Result<String, Error> {
+        let target = self.targets;
+        self.handle.plug(target, 0, unit).map_err(|_| {
+            Error::Invalid("the SCSI controller has no target left: use fewer disks".into())
+        })?;
+        self.targets = target.saturating_add(1);
+        Ok(format!("{}/channel@0/disk@{target:x},0", node("scsi", self.at)))
     }
 }
 
@@ -159,19 +193,44 @@ pub fn plug_in(
         Video::Vga | Video::Virtio => Some(plug_vga(pci, vm)?),
     };
     let queues = u16::try_from(spec.cpus).unwrap_or(u16::MAX);
+    let mut scsi = None;
+    if spec.disks.iter().any(|disk| disk.bus == Some(DiskBus::Scsi)) || !spec.cdroms.is_empty() {
+        let controller = Scsi::new("scsi", queues)?;
+        let handle = controller.handle();
+        let at = plug(Box::new(controller))?;
+        scsi = Some(ScsiBus { handle, at, targets: 0 });
+    }
     let mut disks = Vec::new();
     for (index, (disk, image)) in spec.disks.iter().zip(resources.disks).enumerate() {
         let serial = disk.serial.clone().unwrap_or_default();
-        let config = BlockConfig { serial, queues };
-        disks.push(plug(Box::new(Block::new(&format!("disk{index}"), image, &config)))?);
+        disks.push(match (disk.bus, &mut scsi) {
+            (Some(DiskBus::Scsi), Some(bus)) => {
+                let config = ScsiDiskConfig { serial, ..ScsiDiskConfig::default() };
+                bus.plug(ScsiUnit::Disk(ScsiDisk::new(image, &config)))?
+            }
+            _ => {
+                let config = BlockConfig { serial, queues };
+                let at = plug(Box::new(Block::new(&format!("disk{index}"), image, &config)))?;
+                format!("{}/disk@0,0", node("scsi", at))
+            }
+        });
+    }
+    let mut cdroms = Vec::new();
+    for (index, medium) in resources.media.into_iter().enumerate() {
+        let config = CdRomConfig { serial: format!("cdrom{index}") };
+        let drive = CdRom::new(&config, medium);
+        if let Some(bus) = &mut scsi {
+            cdroms.push(bus.plug(ScsiUnit::CdRom(drive))?);
+        }
     }
     let mut nets = Vec::new();
     for (index, backend) in resources.nets.into_iter().enumerate() {
         let config = NetConfig { mac: spec.mac_of(index).0, mtu: None };
-        nets.push(plug(Box::new(NetCard::new(&format!("net{index}"), vec![backend], config)?))?);
+        let at = plug(Box::new(NetCard::new(&format!("net{index}"), vec![backend], config)?))?;
+        nets.push(format!("{}/ethernet-phy@0", node("ethernet", at)));
     }
     plug(Box::new(Rng::new("rng")))?;
-    Ok(Peripherals { virtio, disks, nets, vga })
+    Ok(Peripherals { virtio, disks, cdroms, nets, vga })
 }
 
 fn plug_vga(pci: &Root, vm: &Arc<dyn Vm>) -> Result<Arc<Vga>, Error> {

@@ -8,6 +8,7 @@ use super::Bdf;
 use super::config::Identity;
 use super::endpoint::{Endpoint, EndpointBuilder};
 use super::root::{ECAM_BASE, Function};
+use crate::legacy::PM_BASE;
 
 /// Where the host bridge is.
 pub const HOST_BRIDGE: Bdf = Bdf::on_root(0);
@@ -19,6 +20,16 @@ const INTEL: u16 = 0x8086;
 const SUBSYSTEM: (u16, u16) = (0x1af4, 0x1100);
 /// PCIEXBAR, offset 60H: bit 0 enables, bits 2:1 = 0 is 256 MiB (Intel 3 Series, 5.1.17).
 const PCIEXBAR: usize = 0x60;
+
+/// PAM0 to PAM6: whether C0000..FFFFF reads and writes RAM (Intel 3 Series, 5.1.22).
+const PAM: usize = 0x90;
+/// Of the LPC bridge: where the PM block is, and bit 7 of the next that it is there (ICH9, 13.1.15 and 13.1.16).
+const PMBASE: usize = 0x40;
+const ACPI_CNTL: usize = 0x44;
+const ACPI_EN: u8 = 1 << 7;
+/// PIRQA to PIRQD and PIRQE to PIRQH: bit 7 off leads one to the PIC's line in bits 3:0 (ICH9, 13.1.17).
+const PIRQ: [usize; 2] = [0x60, 0x68];
+const PIRQ_OFF: u8 = 1 << 7;
 
 /// A function that only says what it is.
 pub struct IdentityFunction(Endpoint);
@@ -50,17 +61,28 @@ pub fn host_bridge() -> EndpointBuilder {
         multifunction: false,
     });
     builder.config().set_u32(PCIEXBAR, ECAM_BASE as u32 | 1);
+    // What is below 1 MiB is RAM, always; firmware sets these all the same and looks at them.
+    builder.config().set_writable(PAM, &[0x33; 7]);
     builder
 }
 
-/// The LPC bridge's identity (8086:2918).
+/// The LPC bridge's identity (8086:2918), with the PM block shown where it is.
 pub fn ich9_lpc() -> EndpointBuilder {
-    EndpointBuilder::new(&Identity {
+    let mut builder = EndpointBuilder::new(&Identity {
         vendor: INTEL,
         device: 0x2918,
         class: 0x06_01_00,
         revision: 2,
         subsystem: SUBSYSTEM,
         multifunction: true,
-    })
+    });
+    let config = builder.config();
+    // Bit 0 says that it is a port.
+    config.set_u32(PMBASE, u32::from(PM_BASE) | 1);
+    config.set_u8(ACPI_CNTL, ACPI_EN);
+    for at in PIRQ {
+        config.set_u32(at, u32::from_le_bytes([PIRQ_OFF; 4]));
+        config.set_writable(at, &[0x8f; 4]);
+    }
+    builder
 }

@@ -57,7 +57,7 @@ pub enum DiskBus {
     Virtio,
     /// The machine's virtio SCSI controller: for many disks.
     Scsi,
-    /// The chipset's SATA controller, which systems without virtio drivers know: six disks and drives.
+    /// The chipset's SATA controller, which systems without virtio drivers know. Machines have none yet.
     Sata,
 }
 
@@ -71,14 +71,14 @@ impl fmt::Display for DiskBus {
     }
 }
 
-/// A CD-ROM drive: on the command line `FILE[,bus=sata|scsi]`.
+/// A CD-ROM drive: on the command line `FILE[,bus=scsi]`.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Cdrom {
     /// The ISO image in it. Without it the drive is empty.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<PathBuf>,
-    /// What the drive is connected to, `sata` or `scsi` [default: sata].
+    /// What the drive is connected to [default: scsi].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bus: Option<DiskBus>,
 }
