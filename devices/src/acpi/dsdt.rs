@@ -7,6 +7,7 @@
 //!           ISA             00:1f.0
 //!             COM1, ..      PNP0501
 //!             RTC           PNP0B00
+//!             KBD, MOU      PNP0303, PNP0F13
 //!   \_S5                    soft off
 //! ```
 
@@ -19,6 +20,7 @@ use acpi_tables::sdt::Sdt;
 use acpi_tables::{Aml, AmlSink};
 
 use super::{AcpiSetup, OEM_ID, OEM_REVISION, OEM_TABLE_ID, bytes};
+use crate::input::ps2::{I8042_DATA_PORT, I8042_STATUS_PORT, KEYBOARD_IRQ, MOUSE_IRQ};
 use crate::legacy::{RTC_IRQ, RTC_PORTS, RTC_PORTS_LEN, S5_SLEEP_TYPE, SERIAL_LEN, SerialPort};
 use crate::pci::ICH9_LPC;
 
@@ -147,6 +149,14 @@ fn isa_bridge(setup: &AcpiSetup) -> Vec<u8> {
     }
     let resources = isa_resources(RTC_PORTS, RTC_PORTS_LEN as u8, RTC_IRQ);
     children.extend(device("RTC_", "PNP0B00", &Raw(resources), 0));
+    let data = IO::new(I8042_DATA_PORT, I8042_DATA_PORT, 1, 1);
+    let command = IO::new(I8042_STATUS_PORT, I8042_STATUS_PORT, 1, 1);
+    let irq = Interrupt::new(true, true, false, false, KEYBOARD_IRQ);
+    let keyboard = ResourceTemplate::new(vec![&data, &command, &irq]);
+    children.extend(device("KBD_", "PNP0303", &keyboard, 0));
+    // The mouse shares the keyboard's ports.
+    let irq = Interrupt::new(true, true, false, false, MOUSE_IRQ);
+    children.extend(device("MOU_", "PNP0F13", &ResourceTemplate::new(vec![&irq]), 0));
     bytes(&Device::new("ISA_".into(), vec![&Raw(children)]))
 }
 

@@ -21,9 +21,9 @@ const PM1_CONTROL_LEN: u8 = 2;
 const PM_TIMER_LEN: u8 = 4;
 /// The CMOS register of the century.
 const CENTURY: u8 = 0x32;
-/// IAPC_BOOT_ARCH: there are ISA devices; there is no VGA. The bit for a keyboard controller is
-/// clear, so that guests do not look for one.
+/// IAPC_BOOT_ARCH: there are ISA devices; there is an i8042; there is no VGA.
 const BOOT_LEGACY_DEVICES: u16 = 1;
+const BOOT_8042: u16 = 1 << 1;
 const BOOT_NO_VGA: u16 = 1 << 2;
 /// More than 100 and 1000 microseconds: there are no C2 and C3.
 const NO_C2: u16 = 0x0fff;
@@ -63,7 +63,7 @@ pub(super) fn fadt(setup: &AcpiSetup, facs: u32, dsdt: u32) -> FADT {
     fadt.p_lvl3_lat = NO_C3.into();
     fadt.century = CENTURY;
     let no_vga = if setup.vga { 0 } else { BOOT_NO_VGA };
-    fadt.iapc_boot_arch = (BOOT_LEGACY_DEVICES | no_vga).into();
+    fadt.iapc_boot_arch = (BOOT_LEGACY_DEVICES | BOOT_8042 | no_vga).into();
     fadt.reset_reg = io(1, AccessSize::ByteAccess, CF9_PORT);
     fadt.reset_value = ResetControl::RESET_VALUE;
     fadt.finalize()

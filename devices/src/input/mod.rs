@@ -1,12 +1,16 @@
 //! Keyboards and pointers: from what a viewer does to what a guest's driver reads.
 //!
 //! ```text
-//!   VNC, send-key --> InputEvent --> Input --+--> PS/2 keyboard, mouse
-//!                                            +--> virtio keyboard, tablet
-//!                                            +--> USB tablet
+//!   VNC, send-key --> InputEvent --> Hub --+--> virtio keyboard, tablet
+//!                                          +--> USB tablet
+//!                                          +--> PS/2 keyboard, mouse
 //! ```
 
+mod hub;
+pub mod names;
 pub mod ps2;
+
+pub use hub::Hub;
 
 /// A key, by its Linux event code (`KEY_*` of `input-event-codes.h`): the place on the keyboard, whatever is
 /// printed on it.
@@ -60,6 +64,12 @@ pub enum InputEvent {
 pub trait InputDevice: Send + Sync {
     /// Whether the guest's driver listens to this device for `event` now.
     fn wants(&self, event: &InputEvent) -> bool;
+
+    /// Whether the pointer goes to where [`InputEvent::At`] says. Where it does not, places are made into movements
+    /// that the guest may scale, and viewers better send movements.
+    fn has_places(&self) -> bool {
+        false
+    }
 
     /// Takes events that belong together (a movement and a button, say). Never blocks; when the guest does not read,
     /// the oldest movements are merged and what then does not fit is dropped.

@@ -122,6 +122,15 @@ fn set_1(key: Key) -> Option<(bool, u8)> {
     }
 }
 
+/// The key's one code in set 1, with bit 7 set where E0 comes before it.
+pub(in crate::input) fn scan_code(key: Key) -> Option<u8> {
+    match key.0 {
+        SYSRQ => Some(0xb7),
+        PAUSE => Some(0xc6),
+        _ => set_1(key).map(|(extended, code)| if extended { code | RELEASE_BIT } else { code }),
+    }
+}
+
 /// Set 2's code for one of set 1.
 fn inverse(code: u8) -> u8 {
     let place = TRANSLATION.iter().take(0x80).position(|translated| *translated == code);

@@ -18,6 +18,7 @@ mod mouse;
 #[cfg(test)]
 mod tests;
 
+pub(super) use codes::scan_code;
 pub use controller::{
     I8042, I8042_DATA_PORT, I8042_STATUS_PORT, I8042State, KEYBOARD_IRQ, MOUSE_IRQ, Reply,
 };
