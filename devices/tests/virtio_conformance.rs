@@ -12,8 +12,8 @@ use std::sync::{Arc, Mutex};
 
 use lodge_devices::storage::{ScsiDisk, ScsiDiskConfig};
 use lodge_devices::virtio::{
-    Block, BlockConfig, Console, Gpu, GpuHandle, Net, NetConfig, Rng, Scsi, ScsiUnit,
-    TransportState, VirtioDevice, feature, status,
+    Block, BlockConfig, Console, Gpu, GpuHandle, Input, InputHandle, InputKind, Net, NetConfig,
+    Rng, Scsi, ScsiUnit, TransportState, VirtioDevice, feature, status,
 };
 use lodge_memory::Bus;
 use support::backends::{Cable, MemoryDisk, Plug, Screen, SharedDisk};
@@ -254,6 +254,30 @@ impl Subject for GpuSubject {
     fn check(&self, count: u32) {
         let made: u64 = self.0.lock().unwrap().iter().map(GpuHandle::requests).sum();
         assert_eq!(made, u64::from(count), "every request once");
+    }
+}
+
+/// A tablet: lights on the status queue. What it has to say is tested beside the device.
+#[derive(Default)]
+struct InputSubject(Mutex<Vec<InputHandle>>);
+
+impl Subject for InputSubject {
+    fn device(&self) -> Box<dyn VirtioDevice> {
+        let input = Input::new("tablet", InputKind::Tablet, "conformance").unwrap();
+        self.0.lock().unwrap().push(input.handle());
+        Box::new(input)
+    }
+    fn identity(&self) -> (u16, u16) {
+        (0x1052, 2)
+    }
+    fn request(&self, driver: &Driver, n: u32) -> (usize, Vec<(u64, u32, u16)>) {
+        let event = [&17u16.to_le_bytes()[..], &[0; 2], &(n & 1).to_le_bytes()].concat();
+        store(driver, page(n), &event);
+        (1, vec![(page(n), 3, 0), (page(n) + 3, 5, 0)])
+    }
+    fn check(&self, count: u32) {
+        let taken: u64 = self.0.lock().unwrap().iter().map(InputHandle::statuses).sum();
+        assert_eq!(taken, u64::from(count), "every light once");
     }
 }
 
@@ -912,6 +936,7 @@ macro_rules! every_device {
         every_device!(@gpu: GpuSubject::default(); $($test)*);
         every_device!(@scsi: ScsiSubject::new(1); $($test)*);
         every_device!(@scsi_multi_queue: ScsiSubject::new(4); $($test)*);
+        every_device!(@input: InputSubject::default(); $($test)*);
         every_device!(@rng: RngSubject; $($test)*);
     };
     (@$name:ident: $subject:expr; $($test:ident)*) => {

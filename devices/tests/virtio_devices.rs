@@ -4,8 +4,10 @@ mod support;
 
 use std::sync::Arc;
 
+use lodge_devices::input::{Button, InputDevice, InputEvent, Key, RANGE};
 use lodge_devices::virtio::{
-    Block, BlockConfig, Console, ConsoleHandle, Net, NetConfig, NetHandle, Rng, feature, status,
+    Block, BlockConfig, Console, ConsoleHandle, Input, InputHandle, InputKind, Net, NetConfig,
+    NetHandle, Rng, feature, status,
 };
 use lodge_memory::page_table;
 use lodge_net::{Backend, Offloads};
@@ -477,4 +479,146 @@ fn randomness_is_random_and_bounded() {
     assert!(bytes.iter().filter(|byte| **byte == 0).count() < 20);
     assert_eq!(driver.ask(0, &[(DATA, 1 << 20, WRITE)]), 4096, "in portions");
     assert_eq!(driver.ask(0, &[(DATA, 64, 0)]), 0, "nowhere to write");
+}
+
+mod input {
+    use super::*;
+
+    const EVENTS: u64 = 0x21_0000;
+
+    fn device(kind: InputKind) -> (InputHandle, Driver) {
+        let device = Input::new("input", kind, "S3R1AL").unwrap();
+        (device.handle(), Driver::new(Machine::new(Box::new(device))))
+    }
+
+    /// Selects, and reads what the configuration structure shows.
+    fn ask(driver: &Driver, select: u8, subsel: u8) -> Vec<u8> {
+        driver.write(driver.config, &[select]);
+        driver.write(driver.config + 1, &[subsel]);
+        let size = usize::from(driver.read::<1>(driver.config + 2)[0]);
+        let all: [u8; 128] = driver.read(driver.config + 8);
+        assert!(all[size..].iter().all(|byte| *byte == 0));
+        all[..size].to_vec()
+    }
+
+    /// Offers `count` buffers for events.
+    fn offer(driver: &mut Driver, count: u64) {
+        for _ in 0..count {
+            // The ring has 64 entries: no buffer is there twice at a time.
+            let n = u64::from(driver.queues[0].next % 64);
+            driver.queues[0].add(&[(EVENTS + 8 * n, 8, WRITE)]);
+        }
+        driver.kick(0);
+    }
+
+    /// The next `count` events that the guest gets.
+    fn take(driver: &mut Driver, count: usize) -> Vec<(u16, u16, i32)> {
+        let mut events = Vec::new();
+        wait("events", || {
+            while events.len() < count
+                && let Some(used) = driver.queues[0].used_head()
+            {
+                let mut event = [0; 8];
+                driver.memory().read_slice(&mut event, GuestAddress(used.0)).unwrap();
+                assert_eq!(used.1, 8);
+                let word = |at: usize| u16::from_le_bytes([event[at], event[at + 1]]);
+                let value = i32::from_le_bytes(event[4..].try_into().unwrap());
+                events.push((word(0), word(2), value));
+            }
+            events.len() == count
+        });
+        events
+    }
+
+    fn key(code: u16, down: bool) -> InputEvent {
+        InputEvent::Key(Key(code), down)
+    }
+
+    #[test]
+    fn linux_finds_out_what_it_is() {
+        let (_, driver) = device(InputKind::Tablet);
+        assert_eq!(ask(&driver, 1, 0), b"Lodge Tablet");
+        assert_eq!(ask(&driver, 2, 0), b"S3R1AL");
+        assert_eq!(ask(&driver, 3, 0), [6, 0, 0xf4, 0x1a, 2, 0, 1, 0]);
+        assert_eq!(ask(&driver, 0x10, 0), [] as [u8; 0]);
+        let buttons = ask(&driver, 0x11, 1);
+        assert_eq!((buttons.len(), buttons[0x110 / 8]), (0x110 / 8 + 1, 0x1f));
+        assert_eq!((ask(&driver, 0x11, 2), ask(&driver, 0x11, 3)), (vec![0, 1], vec![3]));
+        let range = [&[0; 4][..], &u32::from(RANGE).to_le_bytes(), &[0; 12]].concat();
+        assert_eq!((ask(&driver, 0x12, 0), ask(&driver, 0x12, 1)), (range.clone(), range));
+        for (select, subsel) in [(0, 0), (1, 1), (0x11, 0x14), (0x12, 2), (0xff, 0xff)] {
+            assert!(ask(&driver, select, subsel).is_empty(), "{select:#x}");
+        }
+        let (_, driver) = device(InputKind::Keyboard);
+        assert_eq!(ask(&driver, 1, 0), b"Lodge Keyboard");
+        assert_eq!(ask(&driver, 0x11, 1)[1], 0xff);
+        assert_eq!(ask(&driver, 0x11, 0x11), [7]);
+        assert!(ask(&driver, 0x11, 3).is_empty() && ask(&driver, 0x12, 0).is_empty());
+    }
+
+    #[test]
+    fn keys_reach_the_guest_and_its_lights_come_back() {
+        let (handle, mut driver) = device(InputKind::Keyboard);
+        assert!(!handle.wants(&key(30, true)), "no driver");
+        handle.send(&[key(30, true)]);
+        driver.start_all();
+        offer(&mut driver, 16);
+        assert!(handle.wants(&key(30, true)) && !handle.wants(&InputEvent::Wheel(1)));
+        assert!(!handle.has_places());
+        handle.send(&[
+            key(48, false),
+            key(30, true),
+            key(30, true),
+            InputEvent::Wheel(1),
+            key(30, false),
+        ]);
+        let expected = [(1, 30, 1), (0, 0, 0), (1, 30, 2), (0, 0, 0), (1, 30, 0), (0, 0, 0)];
+        assert_eq!(take(&mut driver, 6), expected);
+        driver.memory().write_slice(&[0x11, 0, 1, 0, 1, 0, 0, 0], GuestAddress(DATA)).unwrap();
+        driver.ask(1, &[(DATA, 8, 0)]);
+        assert_eq!(handle.leds(), 2, "caps lock");
+        driver.reset();
+        assert!(!handle.wants(&key(30, true)));
+        assert_eq!(handle.leds(), 0);
+    }
+
+    #[test]
+    fn the_pointer_and_reports_as_a_whole() {
+        let (handle, mut driver) = device(InputKind::Tablet);
+        driver.start_all();
+        assert!(handle.has_places());
+        offer(&mut driver, 2);
+        handle.send(&[InputEvent::At { x: 1, y: 2 }, InputEvent::At { x: 3, y: u16::MAX }]);
+        handle.send(&[InputEvent::Button(Button::Left, true), InputEvent::Moved { dx: 1, dy: 1 }]);
+        handle.send(&[InputEvent::Wheel(-2), InputEvent::Wheel(0)]);
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        assert_eq!(driver.queues[0].used_index(), 0, "two buffers are too few for a place");
+        offer(&mut driver, 10);
+        let events = take(&mut driver, 7);
+        assert_eq!(events[..3], [(3, 0, 3), (3, 1, RANGE.into()), (0, 0, 0)], "the last place");
+        assert_eq!(events[3..], [(1, 0x110, 1), (0, 0, 0), (2, 8, -2), (0, 0, 0)]);
+        // A guest that does not read: bounded, and what is held is let go.
+        for _ in 0..5000 {
+            handle.send(&[InputEvent::Button(Button::Left, true), InputEvent::Wheel(1)]);
+        }
+        for _ in 0..5000 {
+            handle.send(&[InputEvent::Button(Button::Left, false), InputEvent::At { x: 0, y: 0 }]);
+        }
+        driver.machine.device.pause();
+        let saved = driver.machine.device.state().unwrap();
+        let text = serde_json::to_string(&saved).unwrap();
+        assert!(text.len() < 100_000, "{}", text.len());
+        driver.machine.device.resume();
+        let mut last = Vec::new();
+        wait("the release", || {
+            while driver.queues[0].used_index() != driver.queues[0].seen {
+                last.extend(take(&mut driver, 1));
+            }
+            if driver.queues[0].room() >= 32 {
+                offer(&mut driver, 32);
+            }
+            last.contains(&(1, 0x110, 0))
+        });
+        assert!(last.len() < 5000, "{}", last.len());
+    }
 }

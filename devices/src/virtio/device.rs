@@ -6,7 +6,7 @@ use lodge_memory::GuestMemory;
 use serde::{Deserialize, Serialize};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::{BlockState, ConsoleState, Error, GpuState, NetState, ScsiState};
+use super::{BlockState, ConsoleState, Error, GpuState, InputState, NetState, ScsiState};
 
 /// How a device's threads reach the guest's driver.
 pub trait Notifier: Send + Sync {
@@ -69,6 +69,8 @@ pub enum DeviceState {
     Rng,
     /// A SCSI controller with its units.
     Scsi(ScsiState),
+    /// A keyboard or tablet.
+    Input(InputState),
 }
 
 /// A virtio device without its transport.

@@ -395,4 +395,11 @@ impl Ring {
         self.free.extend(chain);
         Some((head, len))
     }
+
+    /// As [`Ring::take_used`], with the address of the chain's first buffer in the place of its head.
+    pub fn used_head(&mut self) -> Option<(u64, u32)> {
+        let (head, len) = self.take_used()?;
+        let at = self.table + 16 * u64::from(head);
+        Some((self.memory.read_obj(GuestAddress(at)).unwrap(), len))
+    }
 }
