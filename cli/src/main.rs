@@ -3,10 +3,12 @@
 //! | module | command |
 //! | --- | --- |
 //! | [`run`] | `lodge run`: flags and a spec file become a spec, which `lodge-vmm` gets |
+//! | [`ctl`] | `lodge ctl`: asks a running machine |
 //! | [`check`] | `lodge host check`: what this host offers |
 #![forbid(unsafe_code)]
 
 mod check;
+mod ctl;
 mod failure;
 mod launch;
 mod run;
@@ -28,6 +30,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Run(Box<run::Args>),
+    Ctl(ctl::Args),
     Host(HostArgs),
 }
 
@@ -46,6 +49,7 @@ enum HostCommand {
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Run(args) => run::run(*args),
+        Command::Ctl(args) => ctl::run(args),
         Command::Host(HostArgs { command: HostCommand::Check(args) }) => check::run(&args),
     };
     done.unwrap_or_else(|failure: Failure| {

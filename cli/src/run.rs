@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use lodge_model::MemorySize;
+use lodge_model::control::place::ControlPlace;
 use lodge_model::exit::{self, ExitStatus};
 use lodge_model::host::HostFacts;
 use lodge_model::keyvalue;
@@ -42,7 +43,7 @@ pub struct Args {
     #[arg(long, value_name = "ACCEL", value_parser = parse::<Accel>)]
     accel: Option<Accel>,
 
-    /// A CD-ROM drive with this ISO image in it: FILE[,bus=sata|scsi]. Can be given several times.
+    /// A CD-ROM drive with this ISO image in it: FILE[,bus=scsi]. Can be given several times.
     #[arg(long = "cdrom", value_name = "CDROM", value_parser = parse::<Cdrom>)]
     cdroms: Vec<Cdrom>,
 
@@ -77,7 +78,11 @@ pub struct Args {
     #[arg(long, value_name = "FILE.png")]
     screenshot: Option<PathBuf>,
 
-    /// What disks are connected to that do not say it: virtio, scsi or sata [default: virtio].
+    /// The Unix socket for lodge ctl, or none [default: NAME.sock in the user's runtime directory].
+    #[arg(long, value_name = "PATH", value_parser = str::parse::<ControlPlace>)]
+    control: Option<ControlPlace>,
+
+    /// What disks are connected to that do not say it: virtio or scsi [default: virtio].
     #[arg(long, value_name = "BUS", value_parser = parse::<DiskBus>)]
     bus: Option<DiskBus>,
 
@@ -237,6 +242,7 @@ impl Args {
         set(&mut spec.display, self.display);
         set(&mut spec.video, self.video.map(Some));
         set(&mut spec.screenshot, self.screenshot.map(Some));
+        set(&mut spec.control, self.control.map(Some));
         if let Some(bus) = self.bus {
             spec.disks.iter_mut().for_each(|disk| disk.bus = disk.bus.or(Some(bus)));
         }
@@ -290,6 +296,7 @@ mod tests {
         let line = "--name web --cpus 2 --memory 512M --accel soft --kernel k --initrd i \
                     --cmdline -quiet --disk a --disk b,format=raw,readonly,bus=scsi --console file=log \
                     --bus sata --cdrom c.iso --video virtio --firmware uefi --uefi-vars v --boot once=cdrom,menu \
+                    --control c.sock \
                     --net user,forward=2222:22 --net tap=t0,mac=52:54:00:00:00:01";
         let made = spec(&line.split_whitespace().collect::<Vec<_>>());
         let mut expected = MachineSpec {
@@ -326,6 +333,7 @@ mod tests {
         expected.boot.uefi_vars = Some("v".into());
         expected.boot.once = vec![BootDevice::Cdrom];
         expected.boot.menu = true;
+        expected.control = Some(ControlPlace::Path("c.sock".into()));
         assert_eq!(made, expected);
     }
 

@@ -12,6 +12,7 @@
 //! [`spec::MachineSpec::validate`] whether the machine makes sense on this host.
 #![forbid(unsafe_code)]
 
+pub mod control;
 pub mod exit;
 pub mod host;
 pub mod keyvalue;

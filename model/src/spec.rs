@@ -14,12 +14,16 @@ use std::path::{Path, PathBuf};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::control::place::ControlPlace;
 use crate::net::{MacAddr, PortForward};
 use crate::size::MemorySize;
 
 pub use boot::{BadBoot, Boot, BootDevice, BootFlag, DEFAULT_CMDLINE, FirmwareKind};
 pub use screen::{BadVncAddress, Display, Video, Vnc, VncAddress};
 pub use storage::{Cdrom, Disk, DiskBus, DiskFormat};
+
+/// What a machine is called that was given no name.
+pub const DEFAULT_NAME: &str = "guest";
 
 /// A machine.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize, JsonSchema)]
@@ -57,6 +61,10 @@ pub struct MachineSpec {
     /// A file (PNG) for the display's last picture, written when the machine ends.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub screenshot: Option<PathBuf>,
+    /// The Unix socket at which `lodge ctl` reaches the machine, or `none`. Without it `lodge/NAME.sock` in the user's
+    /// runtime directory, where a machine that was given no name is `guest-` and the number of its process.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub control: Option<ControlPlace>,
     /// The guest can end the machine by writing a value to port F4H, which becomes the exit code:
     /// for test guests.
     #[serde(skip_serializing_if = "is_false")]
@@ -66,7 +74,7 @@ pub struct MachineSpec {
 impl Default for MachineSpec {
     fn default() -> Self {
         Self {
-            name: "guest".into(),
+            name: DEFAULT_NAME.into(),
             cpus: 1,
             memory: MemorySize::gib(1),
             accel: Accel::default(),
@@ -77,6 +85,7 @@ impl Default for MachineSpec {
             video: None,
             display: Display::default(),
             screenshot: None,
+            control: None,
             nets: Vec::new(),
             debug_exit: false,
         }
@@ -246,7 +255,11 @@ impl MachineSpec {
         };
         let disks = self.disks.iter_mut().map(|disk| &mut disk.path);
         let cdroms = self.cdroms.iter_mut().filter_map(|drive| drive.path.as_mut());
-        let others = console.into_iter().chain(self.screenshot.as_mut());
+        let control = match &mut self.control {
+            Some(ControlPlace::Path(path)) => Some(path),
+            Some(ControlPlace::None) | None => None,
+        };
+        let others = console.into_iter().chain(self.screenshot.as_mut()).chain(control);
         boot.into_iter().flatten().chain(others).chain(display).chain(disks).chain(cdroms)
     }
 
@@ -304,6 +317,7 @@ mod tests {
                 tls_key: None,
             }),
             screenshot: Some("/s.png".into()),
+            control: Some(ControlPlace::Path("/c.sock".into())),
             nets: vec![
                 Net::User(UserNet { forward: vec![PortForward::tcp(2222, 22)], mac: None }),
                 Net::User(UserNet::default()),

@@ -24,12 +24,20 @@ pub struct Run {
     terminal: bool,
     nobody: bool,
     path: Option<PathBuf>,
+    runtime: Option<PathBuf>,
 }
 
 impl Run {
     /// No flags at all.
     pub fn new() -> Self {
-        Self { args: Vec::new(), cmdline: Vec::new(), terminal: false, nobody: false, path: None }
+        Self {
+            args: Vec::new(),
+            cmdline: Vec::new(),
+            terminal: false,
+            nobody: false,
+            path: None,
+            runtime: None,
+        }
     }
 
     /// The busybox guest on the software CPU: 256 MiB, and a shell on the console unless
@@ -115,6 +123,12 @@ impl Run {
         self
     }
 
+    /// With this runtime directory: its control socket is in it.
+    pub fn with_runtime(mut self, path: &Path) -> Self {
+        self.runtime = Some(path.to_owned());
+        self
+    }
+
     /// The whole command, not started.
     pub fn command(&self) -> Command {
         let mut command = Command::new(host::lodge());
@@ -127,6 +141,9 @@ impl Run {
         }
         if let Some(path) = &self.path {
             command.env("PATH", path);
+        }
+        if let Some(path) = &self.runtime {
+            command.env("XDG_RUNTIME_DIR", path);
         }
         command
     }

@@ -43,6 +43,9 @@ pub enum Error {
     /// The memory of a device.
     #[error(transparent)]
     DeviceRam(#[from] lodge_devices::device_ram::Error),
+    /// The control socket.
+    #[error(transparent)]
+    ControlSocket(#[from] crate::control_socket::Error),
     /// The VNC server.
     #[error(transparent)]
     Vnc(#[from] crate::vnc::Error),
@@ -97,6 +100,10 @@ impl Error {
             Self::Accel(lodge_accel::Error::Unavailable(_)) => ExitStatus::NoAccelerator,
             Self::Disk(lodge_disk::Error::Locked { .. })
             | Self::Firmware(crate::firmware::Error::InUse { .. })
+            | Self::ControlSocket(
+                crate::control_socket::Error::Taken { .. }
+                | crate::control_socket::Error::InUse { .. },
+            )
             | Self::Vnc(crate::vnc::Error::Listen { .. })
             | Self::Net(lodge_net::Error::TapBusy { .. } | lodge_net::Error::PortTaken { .. }) => {
                 ExitStatus::Busy
@@ -105,6 +112,7 @@ impl Error {
             | Self::Net(_)
             | Self::Firmware(_)
             | Self::Vnc(_)
+            | Self::ControlSocket(crate::control_socket::Error::Make { .. })
             | Self::Password { .. } => ExitStatus::BadRequest,
             _ => ExitStatus::Failed,
         }

@@ -9,6 +9,7 @@
 mod board;
 pub mod boot;
 pub mod control;
+pub mod control_socket;
 pub mod display;
 mod error;
 pub mod firmware;

@@ -11,6 +11,7 @@ use lodge_model::exit::{ExitReason, ExitStatus};
 use lodge_model::host::HostFacts;
 use lodge_model::spec::{self, Console, MachineSpec};
 use lodge_vmm::control::{self, Message};
+use lodge_vmm::control_socket::ControlSocket;
 use lodge_vmm::display::{self, Display};
 use lodge_vmm::terminal::{self, RawTerminal};
 use lodge_vmm::{Error, Machine, chain, viewers};
@@ -70,6 +71,7 @@ fn run(spec: MachineSpec) -> Result<ExitReason, Error> {
     let interactive = spec.console == Console::Stdio;
     let (viewed, screenshot) = (spec.display.clone(), spec.screenshot.clone());
     let name = spec.name.clone();
+    let control_socket = ControlSocket::claim(&spec)?;
     let (machine, chosen) = Machine::new(spec, &sender)?;
     let screen = machine.screen().map(Display::start).transpose();
     let screen =
@@ -85,6 +87,7 @@ fn run(spec: MachineSpec) -> Result<ExitReason, Error> {
         .map_err(|source| Error::Host { what: "listen to signals", source })?;
     // Told only now: who reads it may send a signal at once.
     eprintln!("lodge: {chosen}");
+    let for_clients = sender.clone();
     let _terminal = if interactive {
         let raw = RawTerminal::new()
             .map_err(|source| Error::Host { what: "make the terminal raw", source })?;
@@ -94,7 +97,13 @@ fn run(spec: MachineSpec) -> Result<ExitReason, Error> {
     } else {
         None
     };
+    // The last thing that can fail: from here on somebody hears what is asked.
+    let served = control_socket.map(|socket| socket.serve(for_clients, screen.clone()));
+    let control_server = served.transpose()?;
     let reason = control::run(machine, &messages);
+    // Who still waits for an answer there gets it: nobody listens any more.
+    drop(messages);
+    drop(control_server);
     if let (Some(path), Some(screen)) = (screenshot, screen) {
         let file = File::create(&path)
             .map_err(|source| Error::Screenshot { path: path.clone(), source })?;
