@@ -118,7 +118,7 @@ fn set_1(key: Key) -> Option<(bool, u8)> {
         code @ 183..=185 => plain((code - 183) as u8 + 0x5d),    // F13 to F15
         217 => extended(0x65),                                   // search
         226 => extended(0x6d),                                   // media
-        _ => return None,
+        _ => None,
     }
 }
 
