@@ -15,7 +15,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Subcommand;
-use lodge_model::control::{Event, Now, Picture, Request, Screendump, Status};
+use lodge_model::control::{Event, Now, Picture, Request, Screendump, SendKey, Status};
 use lodge_model::exit::ExitStatus;
 use lodge_model::state::MachineRequest;
 use serde::de::DeserializeOwned;
@@ -49,6 +49,9 @@ Examples:
       lodge ctl
   What is on the screen of the machine web:
       lodge ctl web screendump web.png
+  Type on its keyboard:
+      lodge ctl web send-key ctrl-alt-f2
+      lodge ctl web send-key r o o t ret
   Have its guest power off, and end it if the guest does not:
       lodge ctl web power-button
       lodge ctl web quit
@@ -83,6 +86,12 @@ enum Action {
         /// The picture: a PNG file. One that exists is replaced.
         #[arg(value_name = "FILE.png")]
         file: PathBuf,
+    },
+    /// Type on its keyboard: names of keys, such as a, ret, f2, ctrl-alt-delete, one after the other.
+    SendKey {
+        /// What is pressed; keys that are pressed together have hyphens between.
+        #[arg(required = true, value_name = "KEYS", allow_hyphen_values = true)]
+        keys: Vec<String>,
     },
 }
 
@@ -143,6 +152,7 @@ fn request(action: &Action) -> Result<Request, Failure> {
             })?;
             Request::Screendump(Screendump { path })
         }
+        Action::SendKey { keys } => Request::SendKey(SendKey { keys: keys.join(" ") }),
     })
 }
 
@@ -163,6 +173,7 @@ fn words(action: &Action, name: &str, answer: Value) -> Result<String, Failure> 
             format!("{name} is {}\n", now(answer)?)
         }
         Action::Reset => format!("{name} was reset and is {}\n", now(answer)?),
+        Action::SendKey { .. } => String::new(),
         Action::PowerButton => format!("the guest of {name} was asked to power off\n"),
         Action::Quit => format!("{name} has ended\n"),
         Action::Screendump { .. } => {
@@ -296,6 +307,9 @@ mod tests {
         let path = std::env::current_dir().unwrap().join("a.png");
         let dump = Request::Screendump(Screendump { path });
         assert_eq!(asked("web screendump a.png").1, Some(dump));
+        let keys = Request::SendKey(SendKey { keys: "ctrl-alt-f2 - ret".into() });
+        assert_eq!(asked("web send-key ctrl-alt-f2 - ret").1, Some(keys));
+        assert!(Line::try_parse_from(["ctl", "web", "send-key"]).is_err());
         assert!(Line::try_parse_from(["ctl", "web", "explode"]).is_err());
         assert!(Line::try_parse_from(["ctl", "web", "screendump"]).is_err());
     }

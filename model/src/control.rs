@@ -55,6 +55,8 @@ pub enum Request {
     Watch,
     /// `screendump`: writes the display's picture to a file. Gives a [`Picture`].
     Screendump(Screendump),
+    /// `send-key`: types on the guest's keyboard. Gives the [`Now`].
+    SendKey(SendKey),
 }
 
 /// The requests of [`MachineRequest`] and their methods. A machine starts by itself: there is no method for that.
@@ -68,7 +70,7 @@ const MACHINE: [(&str, MachineRequest); 5] = [
 
 impl Request {
     /// All methods.
-    pub const METHODS: [&str; 9] = [
+    pub const METHODS: [&str; 10] = [
         "hello",
         "status",
         "pause",
@@ -78,6 +80,7 @@ impl Request {
         "quit",
         "watch",
         "screendump",
+        "send-key",
     ];
 
     /// Reads a request from its method and parameters.
@@ -93,6 +96,7 @@ impl Request {
             "status" => none(method, params).map(|()| Self::Status),
             "watch" => none(method, params).map(|()| Self::Watch),
             "screendump" => some(method, params).map(Self::Screendump),
+            "send-key" => some(method, params).map(Self::SendKey),
             _ => Err(WireError::new(
                 Code::UnknownMethod,
                 format!("unknown method {method:?}: known are {}", Self::METHODS.join(", ")),
@@ -111,6 +115,7 @@ impl Request {
             }
             Self::Watch => "watch",
             Self::Screendump(_) => "screendump",
+            Self::SendKey(_) => "send-key",
         }
     }
 
@@ -122,6 +127,7 @@ impl Request {
         match self {
             Self::Hello | Self::Status | Self::Machine(_) | Self::Watch => Ok(None),
             Self::Screendump(params) => serde_json::to_value(params).map(Some),
+            Self::SendKey(params) => serde_json::to_value(params).map(Some),
         }
     }
 }
@@ -160,6 +166,18 @@ pub struct Screendump {
     /// replaced when the new one is complete.
     pub path: PathBuf,
 }
+
+/// The parameters of `send-key`.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SendKey {
+    /// What is pressed, one after the other with spaces between; keys that are pressed together with hyphens:
+    /// `ctrl-alt-delete`, `r o o t ret`. At most [`MOST_STROKES`] of them.
+    pub keys: String,
+}
+
+/// The most that one `send-key` types: some ten seconds.
+pub const MOST_STROKES: usize = 256;
 
 /// Who is there.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -252,7 +270,11 @@ mod tests {
     #[test]
     fn every_method_is_read_back() {
         for method in Request::METHODS {
-            let params = (method == "screendump").then(|| json!({"path": "/tmp/a.png"}));
+            let params = match method {
+                "screendump" => Some(json!({"path": "/tmp/a.png"})),
+                "send-key" => Some(json!({"keys": "a ret"})),
+                _ => None,
+            };
             let request = Request::read(method, params.clone()).unwrap();
             assert_eq!(request.method(), method);
             assert_eq!(request.params().unwrap(), params);

@@ -126,6 +126,10 @@ fn a_machine_is_paused_resumed_reset_and_ended() {
     let twice = place.refused(1, ["web", "resume"]);
     assert!(twice.contains("cannot resume a machine that is running"), "{twice}");
 
+    assert_eq!(place.ok(["web", "send-key", "ctrl-a", "ret"]), "");
+    let unknown = place.refused(1, ["web", "send-key", "ret", "anykey"]);
+    assert!(unknown.contains("there is no key \"anykey\""), "{unknown}");
+
     guest.ok("touch /tmp/here");
     assert_eq!(place.ok(["web", "reset"]), "web was reset and is running\n");
     guest.busybox_shell();

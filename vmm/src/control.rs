@@ -51,6 +51,11 @@ impl Call {
         queue
     }
 
+    /// Answers it.
+    pub(crate) fn is(self, state: MachineState) {
+        self.reply.try_send(Ok(state)).expect("its asker waits");
+    }
+
     /// Whether it is about a watcher that has gone.
     pub(crate) fn is_unwatch(&self) -> bool {
         matches!(self.task, Task::Unwatch(_))

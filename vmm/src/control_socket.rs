@@ -7,7 +7,7 @@
 //!                        v                    Message::Call
 //!   lines <------> connection thread  -----------------------------> control thread (owns the machine)
 //!     ^                  |       ^------------ reply -------------------+
-//!     |                  +-- screendump --> Display                     | try_send
+//!     |                  +-- screendump, send-key --> Display, InputSink| try_send
 //!     +----------- watcher thread <---- queue of events (bounded) ------+
 //! ```
 //!
@@ -48,6 +48,7 @@ use self::claim::SocketFile;
 use self::conversation::Conversation;
 use crate::control::Message;
 use crate::display::Display;
+use crate::vnc::InputSink;
 
 /// Connections at a time.
 const MOST_CONNECTIONS: usize = 16;
@@ -132,7 +133,7 @@ impl ControlSocket {
         self.file.path()
     }
 
-    /// Begins to serve it. What is asked goes to `control`; `display` is for pictures.
+    /// Begins to serve it. What is asked goes to `control`; `display` is for pictures, `input` for keys.
     ///
     /// # Errors
     /// The host has no thread or descriptor to give.
@@ -140,12 +141,13 @@ impl ControlSocket {
         self,
         control: Sender<Message>,
         display: Option<Arc<Display>>,
+        input: Arc<dyn InputSink>,
     ) -> Result<ControlServer, Error> {
         let Self { listener, file, about } = self;
         let stop = Arc::new(EventFd::new().map_err(|errno| Error::Host(errno.into()))?);
         listener.set_nonblocking(true).map_err(Error::Host)?;
-        let server =
-            Server { control, display, about, open: Mutex::default(), next: AtomicU64::new(0) };
+        let (open, next) = (Mutex::default(), AtomicU64::new(0));
+        let server = Server { control, display, input, about, open, next };
         let until = stop.clone();
         let thread = std::thread::Builder::new()
             .name("ctl".into())
@@ -181,6 +183,7 @@ impl Drop for ControlServer {
 struct Server {
     control: Sender<Message>,
     display: Option<Arc<Display>>,
+    input: Arc<dyn InputSink>,
     /// All but the state lasts.
     about: Status,
     open: Mutex<Vec<Arc<UnixStream>>>,
@@ -244,9 +247,7 @@ impl Server {
         self.open().push(socket.clone());
         let (server, ours) = (self.clone(), socket.clone());
         let thread = std::thread::Builder::new().name("ctl-client".into()).spawn(move || {
-            let display = server.display.as_deref();
-            let talk = Conversation::new(number, &ours, &server.control, display, &server.about);
-            match talk.run() {
+            match Conversation::new(number, &ours, &server).run() {
                 Ok(()) => tracing::debug!("a client of the control socket has left"),
                 Err(error) => tracing::info!(%error, "a control connection has ended"),
             }

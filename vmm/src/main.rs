@@ -87,7 +87,7 @@ fn run(spec: MachineSpec) -> Result<ExitReason, Error> {
         .map_err(|source| Error::Host { what: "listen to signals", source })?;
     // Told only now: who reads it may send a signal at once.
     eprintln!("lodge: {chosen}");
-    let for_clients = sender.clone();
+    let (for_clients, input) = (sender.clone(), machine.input());
     let _terminal = if interactive {
         let raw = RawTerminal::new()
             .map_err(|source| Error::Host { what: "make the terminal raw", source })?;
@@ -98,7 +98,7 @@ fn run(spec: MachineSpec) -> Result<ExitReason, Error> {
         None
     };
     // The last thing that can fail: from here on somebody hears what is asked.
-    let served = control_socket.map(|socket| socket.serve(for_clients, screen.clone()));
+    let served = control_socket.map(|socket| socket.serve(for_clients, screen.clone(), input));
     let control_server = served.transpose()?;
     let reason = control::run(machine, &messages);
     // Who still waits for an answer there gets it: nobody listens any more.

@@ -4,20 +4,28 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{Receiver, Sender, sync_channel};
+use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
+use lodge_devices::input::{InputEvent, names};
 use lodge_model::control::wire::{Call, Code, WireError, answer_line, event_line, read_call};
-use lodge_model::control::{Hello, MAX_LINE, Now, PROTOCOL, Picture, Request, Screendump, Status};
+use lodge_model::control::{
+    Hello, MAX_LINE, MOST_STROKES, Now, PROTOCOL, Picture, Request, Screendump, SendKey, Status,
+};
 use lodge_model::state::{MachineEvent, MachineState};
 use serde_json::Value;
 
-use crate::control::{self, Message, Refused, Task};
+use super::Server;
+use crate::control::{self, Refused, Task};
 use crate::display::{Display, write_png};
 
 /// Events that a watcher has not read yet; with more it is gone.
 const MOST_EVENTS: usize = 64;
+
+/// Between a key's press and its release, and before the next one.
+const BETWEEN_KEYS: Duration = Duration::from_millis(20);
 
 /// One client.
 pub struct Conversation<'a> {
@@ -27,9 +35,7 @@ pub struct Conversation<'a> {
     input: &'a UnixStream,
     /// Where answers and events go to, a whole line at a time.
     output: Arc<Mutex<Arc<UnixStream>>>,
-    control: &'a Sender<Message>,
-    display: Option<&'a Display>,
-    about: &'a Status,
+    server: &'a Server,
     watcher: Option<JoinHandle<()>>,
 }
 
@@ -41,15 +47,9 @@ enum Line {
 
 impl<'a> Conversation<'a> {
     /// A conversation that has not begun.
-    pub fn new(
-        number: u64,
-        socket: &'a Arc<UnixStream>,
-        control: &'a Sender<Message>,
-        display: Option<&'a Display>,
-        about: &'a Status,
-    ) -> Self {
+    pub fn new(number: u64, socket: &'a Arc<UnixStream>, server: &'a Server) -> Self {
         let output = Arc::new(Mutex::new(socket.clone()));
-        Self { number, input: socket, output, control, display, about, watcher: None }
+        Self { number, input: socket, output, server, watcher: None }
     }
 
     /// Answers until the client goes.
@@ -64,7 +64,7 @@ impl<'a> Conversation<'a> {
                 let _ = self.input.shutdown(std::net::Shutdown::Both);
             }
             // Where nobody listens any more, the watcher's queue has ended by itself.
-            let _ = control::call(self.control, Task::Unwatch(self.number));
+            let _ = control::call(&self.server.control, Task::Unwatch(self.number));
             // A panic of the thread has been reported by its own message.
             let _ = watcher.join();
         }
@@ -103,17 +103,18 @@ impl<'a> Conversation<'a> {
             Request::Hello => value(&self.hello()),
             Request::Status => {
                 let state = self.ask(Task::State)?;
-                value(&Status { state, ..self.about.clone() })
+                value(&Status { state, ..self.server.about.clone() })
             }
             Request::Machine(request) => self.ask(Task::Ask(request)).and_then(now),
             Request::Watch => self.watch().and_then(now),
             Request::Screendump(Screendump { path }) => {
                 let missing = |what| WireError::new(Code::Missing, what);
-                let display = self.display.ok_or_else(|| {
+                let display = self.server.display.as_deref().ok_or_else(|| {
                     missing("the machine has no display: give it one with --video vga")
                 })?;
                 value(&screendump(display, &path, self.number)?)
             }
+            Request::SendKey(SendKey { keys }) => self.type_keys(&keys).and_then(now),
         }
     }
 
@@ -121,20 +122,43 @@ impl<'a> Conversation<'a> {
         Hello {
             protocol: PROTOCOL,
             version: env!("CARGO_PKG_VERSION").into(),
-            name: self.about.name.clone(),
-            pid: self.about.pid,
+            name: self.server.about.name.clone(),
+            pid: self.server.about.pid,
             methods: Request::METHODS.map(str::to_owned).into(),
         }
     }
 
     fn ask(&self, task: Task) -> Result<MachineState, WireError> {
-        control::call(self.control, task).map_err(|refused| {
+        control::call(&self.server.control, task).map_err(|refused| {
             let code = match &refused {
                 Refused::NotNow(_) => Code::NotNow,
                 Refused::Failed(_) | Refused::Over => Code::Failed,
             };
             WireError::new(code, refused.to_string())
         })
+    }
+
+    /// Presses and releases at a person's pace, as keyboards have room for few keys that a guest has not read.
+    fn type_keys(&self, text: &str) -> Result<MachineState, WireError> {
+        let bad = |what: String| WireError::new(Code::BadParams, what);
+        let strokes: Result<Vec<_>, _> = text.split_whitespace().map(names::strokes).collect();
+        let strokes = strokes.map_err(|error| bad(error.to_string()))?;
+        if strokes.is_empty() || strokes.len() > MOST_STROKES {
+            let what = format!("{} keys cannot be typed: 1 to {MOST_STROKES} can", strokes.len());
+            return Err(bad(what));
+        }
+        let mut state = self.ask(Task::State)?;
+        for events in strokes {
+            let down = |event: &InputEvent| matches!(event, InputEvent::Key(_, true));
+            let (presses, releases): (Vec<_>, Vec<_>) = events.into_iter().partition(down);
+            for events in [presses, releases] {
+                self.server.input.send(&events);
+                std::thread::sleep(BETWEEN_KEYS);
+            }
+            // No longer than the machine is there.
+            state = self.ask(Task::State)?;
+        }
+        Ok(state)
     }
 
     /// Has events sent from now on. A second time it changes nothing.

@@ -5,6 +5,7 @@ use std::net::Shutdown;
 use std::sync::mpsc::{Receiver, channel};
 
 use lodge_devices::display::{Picture, Screen, Update};
+use lodge_devices::input::{InputEvent, Key};
 use lodge_model::control::wire::{self, read_message};
 use lodge_model::control::{Event, MAX_LINE, Request};
 use lodge_model::exit::ExitReason;
@@ -26,6 +27,7 @@ struct Place {
     folder: tempfile::TempDir,
     messages: Receiver<Message>,
     server: ControlServer,
+    typed: Arc<Mutex<Vec<InputEvent>>>,
 }
 
 impl Place {
@@ -39,9 +41,12 @@ impl Place {
         };
         let socket = ControlSocket::claim(&spec).unwrap().unwrap();
         let (sender, messages) = channel();
+        let typed: Arc<Mutex<Vec<InputEvent>>> = Arc::default();
+        let keyboard = typed.clone();
+        let input = Arc::new(move |events: &[InputEvent]| keyboard.lock().unwrap().extend(events));
         let display = with_display.then(|| Arc::new(Display::start(Arc::new(Red)).unwrap()));
-        let server = socket.serve(sender, display).unwrap();
-        Self { folder, messages, server }
+        let server = socket.serve(sender, display, input).unwrap();
+        Self { folder, messages, server, typed }
     }
 
     fn path(&self) -> PathBuf {
@@ -205,6 +210,26 @@ fn pictures_are_written_whole_and_to_files_only() {
     assert!(error.message.contains("--video vga"), "{error}");
 }
 
+#[test]
+fn keys_are_pressed_together_and_one_after_the_other() {
+    let place = Place::new(false);
+    let mut client = place.client();
+    let keys = |text: &str| Request::SendKey(lodge_model::control::SendKey { keys: text.into() });
+    client.send(wire::call_line(9, &keys("ctrl-a ret")).unwrap());
+    for _ in 0..3 {
+        next(&place.messages).is(MachineState::Running);
+    }
+    assert!(matches!(client.message(), wire::Message::Answer { result: Ok(_), .. }));
+    let typed = place.typed.lock().unwrap().clone();
+    let expected = [(29, true), (30, true), (30, false), (29, false), (28, true), (28, false)];
+    assert_eq!(typed, expected.map(|(code, down)| InputEvent::Key(Key(code), down)));
+    for bad in ["", "  ", "ctrl-nokey", &"a ".repeat(257)] {
+        let error = client.ask(&keys(bad)).unwrap_err();
+        assert_eq!(error.code, Code::BadParams.number(), "{error}");
+    }
+    assert_eq!(place.typed.lock().unwrap().len(), 6, "nothing of a bad text is typed");
+}
+
 /// The task of the next message, and the way to answer it.
 fn next(messages: &Receiver<Message>) -> crate::control::Call {
     match messages.recv_timeout(Duration::from_secs(60)).unwrap() {
@@ -230,7 +255,7 @@ fn watchers_get_events_until_the_end_and_the_others_their_answers() {
     let unanswered = next(&place.messages);
     drop(queue);
     // As a machine ends: its control thread is gone, then its socket goes.
-    let Place { folder, messages, server } = place;
+    let Place { folder, messages, server, .. } = place;
     drop((unanswered, messages));
     drop(server);
     assert!(!folder.path().join("s").exists());
