@@ -3,7 +3,7 @@
 //! Values are computed by the host's own instructions ([`super::stubs`]); here are the checks, the operands and the
 //! exceptions.
 
-use iced_x86::{Instruction, OpKind, Register};
+use iced_x86::{Code, Instruction, OpKind, Register};
 
 use super::sse_forms::{self, Class, Form, Implicit, Kind};
 use super::stubs::{self, Entry, Frame};
@@ -194,8 +194,9 @@ fn run_arithmetic(
     Err(Fault::new(if enabled { vector::XM } else { vector::UD }))
 }
 
-/// Whether DPPS or DPPD computes a denormal product or sum: each of them by the same instruction, which is told by its
-/// immediate what to multiply.
+/// Whether DPPS or DPPD computes a denormal product or sum. The products come from a multiplication, as adding them to
+/// nothing would lose them where denormals are taken for zero; the sums from the same instruction, which is told by its
+/// immediate what to add.
 fn dot_underflows(
     form: &Form,
     immediate: u8,
@@ -203,16 +204,33 @@ fn dot_underflows(
     dst: &[u64; 2],
     src: &[u64; 2],
 ) -> bool {
+    let double = form.underflow == 8;
+    let lanes = [0, 1].map(|i| match double {
+        true => (immediate >> (4 + i) & 1).into(),
+        false => {
+            u64::from(immediate >> (4 + 2 * i) & 1) | u64::from(immediate >> (5 + 2 * i) & 1) << 32
+        }
+    });
+    let mask =
+        lanes.map(|lane: u64| lane.wrapping_mul(if double { u64::MAX } else { 0xffff_ffff }));
+    let chosen = |value: &[u64; 2]| [value[0] & mask[0], value[1] & mask[1]];
+    let (mut products, factors) = (chosen(dst), chosen(src));
+    let code = if double { Code::Mulpd_xmm_xmmm128 } else { Code::Mulps_xmm_xmmm128 };
+    // SAFETY: MULPD's or MULPS's stub is one that `call_xmm` is for.
+    stubs::with_mxcsr(control, || unsafe {
+        stubs::call_xmm(sse_forms::of(code).entry, &mut products, &factors);
+    });
     let one = Form { elements: 1, ..*form };
-    [0x10, 0x20, 0x40, 0x80, 0x30, 0xc0, 0xf0].iter().any(|part| {
-        let part = usize::from(immediate & part | 1);
-        let mut result = *dst;
-        // SAFETY: the stub of DPPS or DPPD with another immediate.
-        stubs::with_mxcsr(control, || unsafe {
-            stubs::call_xmm(form.entry + part * 8, &mut result, src);
-        });
-        any_denormal(&one, result)
-    })
+    any_denormal(form, products)
+        || [0x30, 0xc0, 0xf0].iter().any(|part| {
+            let part = usize::from(immediate & part | 1);
+            let mut sum = *dst;
+            // SAFETY: the stub of DPPS or DPPD with another immediate.
+            stubs::with_mxcsr(control, || unsafe {
+                stubs::call_xmm(form.entry + part * 8, &mut sum, src);
+            });
+            any_denormal(&one, sum)
+        })
 }
 
 fn any_denormal(form: &Form, result: [u64; 2]) -> bool {
@@ -324,9 +342,7 @@ fn mixed(cpu: &mut Cpu, insn: &Instruction, form: &Form) -> Exec {
     check_sse(cpu)?;
     let mut frame = gather(cpu, insn, form)?;
     let mut entry = entry_of(form, insn);
-    if insn.code() == iced_x86::Code::Insertps_xmm_xmmm32_imm8
-        && insn.op1_kind() != OpKind::Register
-    {
+    if insn.code() == Code::Insertps_xmm_xmmm32_imm8 && insn.op1_kind() != OpKind::Register {
         // The source's number of the element, bits 7:6, counts for a register only.
         entry = form.entry + usize::from(insn.immediate8() & 0x3f) * 8;
     }

@@ -34,6 +34,10 @@ fn a_tiny_part_of_a_dot_product_underflows() {
         assert_eq!(m.step(), expected, "{mxcsr:x} {immediate:x}");
         assert_eq!(m.cpu.fx.mxcsr & 0x10, if expected.is_err() { 0x10 } else { 0 });
     }
+    // A tiny product underflows even where the sum takes it for zero (MXCSR.DAZ).
+    let mut m = machine(UNDERFLOW | 0x40, [[0, 0xbfef_f98a_0033_5010], [0, 0x0010_0000_0000_0000]]);
+    m.asm(|a| a.dppd(xmm0, xmm1, 0x22).unwrap());
+    assert_eq!(m.step(), xm);
     // DPPS: a product, then the sum of two that are normal themselves.
     let half = |low: u32, high: u32| u64::from(low) | u64::from(high) << 32;
     let one = 0x3f80_0000;
