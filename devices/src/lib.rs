@@ -1,6 +1,7 @@
 //! The devices of a machine: the buses, PCI, virtio, the PC's legacy parts, ACPI.
 
 pub mod acpi;
+pub mod ahci;
 pub mod bus;
 pub mod device_ram;
 pub mod display;

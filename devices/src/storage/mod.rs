@@ -28,7 +28,7 @@ pub use disk::{ScsiDisk, ScsiDiskConfig, ScsiDiskState};
 pub use job::{Fault, Job};
 pub use lane::{Ended, Lane};
 pub use sense::Sense;
-pub use unit::{DeviceType, Unit, UnitState, finished, report_luns};
+pub use unit::{DeviceType, Unit, UnitState, finished, naa, report_luns};
 
 /// Operation codes (SPC-4, SBC-3, MMC-5).
 #[allow(missing_docs)] // The names are the standards' own.

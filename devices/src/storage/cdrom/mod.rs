@@ -164,6 +164,11 @@ impl CdRom {
         self.atapi.store(true, Ordering::Relaxed);
     }
 
+    /// The serial number.
+    pub fn serial(&self) -> &str {
+        &self.serial
+    }
+
     fn is_atapi(&self) -> bool {
         self.atapi.load(Ordering::Relaxed)
     }
