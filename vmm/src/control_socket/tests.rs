@@ -21,6 +21,10 @@ impl Screen for Red {
         *picture = Picture { width: 2, height: 1, pixels: vec![0x00ff_0000; 2] };
         Update { resized: true, dirty: picture.whole().into_iter().collect(), cursor: None }
     }
+
+    fn suggest_size(&self, _: u32, _: u32) -> bool {
+        false
+    }
 }
 
 struct Place {
