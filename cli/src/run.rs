@@ -43,7 +43,7 @@ pub struct Args {
     #[arg(long, value_name = "ACCEL", value_parser = parse::<Accel>)]
     accel: Option<Accel>,
 
-    /// A CD-ROM drive with this ISO image in it: FILE[,bus=scsi]. Can be given several times.
+    /// A CD-ROM drive with this ISO image in it: FILE[,bus=scsi|sata]. Can be given several times.
     #[arg(long = "cdrom", value_name = "CDROM", value_parser = parse::<Cdrom>)]
     cdroms: Vec<Cdrom>,
 
@@ -82,7 +82,7 @@ pub struct Args {
     #[arg(long, value_name = "PATH", value_parser = str::parse::<ControlPlace>)]
     control: Option<ControlPlace>,
 
-    /// What disks are connected to that do not say it: virtio or scsi [default: virtio].
+    /// What disks are connected to that do not say it: virtio, scsi or sata [default: virtio].
     #[arg(long, value_name = "BUS", value_parser = parse::<DiskBus>)]
     bus: Option<DiskBus>,
 

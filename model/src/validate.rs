@@ -28,6 +28,8 @@ pub const MAX_CMDLINE: usize = 2047;
 pub const MAX_SERIAL: usize = 20;
 /// The longest name of a machine.
 pub const MAX_NAME: usize = 63;
+/// Ports of the chipset's SATA controller.
+pub const MAX_SATA: usize = 6;
 /// The most disks and network cards together: each is a function on the PCI bus, beside the
 /// chipset's own.
 pub const MAX_DEVICES: usize = 24;
@@ -261,7 +263,7 @@ impl Check<'_> {
         for (index, drive) in cdroms.iter().enumerate() {
             if drive.bus == Some(DiskBus::Virtio) {
                 let what = "a virtio block device cannot be a CD-ROM drive";
-                self.add(format!("cdroms[{index}].bus"), what, "use scsi");
+                self.add(format!("cdroms[{index}].bus"), what, "use sata or scsi");
             }
             let Some(path) = &drive.path else { continue };
             let field = format!("cdroms[{index}].path");
@@ -284,12 +286,15 @@ impl Check<'_> {
     }
 
     fn sata(&mut self, spec: &MachineSpec) {
-        let disks = spec.disks.iter().map(|disk| disk.bus).enumerate();
-        let drives = spec.cdroms.iter().map(|drive| drive.bus).enumerate();
-        let named = disks.map(|(i, bus)| (format!("disks[{i}].bus"), bus));
-        let named = named.chain(drives.map(|(i, bus)| (format!("cdroms[{i}].bus"), bus)));
-        for (field, _) in named.filter(|(_, bus)| *bus == Some(DiskBus::Sata)).collect::<Vec<_>>() {
-            self.add(field, "machines have no SATA controller yet", "use scsi");
+        let disks = spec.disks.iter().filter(|disk| disk.bus == Some(DiskBus::Sata)).count();
+        let drives = spec.cdroms.iter().filter(|drive| drive.bus == Some(DiskBus::Sata)).count();
+        if disks + drives > MAX_SATA {
+            let what = format!("{} disks and CD-ROM drives on SATA are too many", disks + drives);
+            self.add("disks", what, format!("SATA has {MAX_SATA} ports; give some bus=scsi"));
+        }
+        if disks + drives > 0 && spec.boot.firmware_kind() == Some(FirmwareKind::Bios) {
+            let what = "the BIOS stands still in front of this SATA controller";
+            self.add("disks", what, "use bus=scsi, or --firmware uefi");
         }
     }
 
@@ -585,7 +590,14 @@ mod tests {
         assert!(with(vec![drive("/rom", None), Cdrom::default()]).is_empty());
         assert_eq!(with(vec![drive("/no", None)]), ["cdroms[0].path"]);
         assert_eq!(with(vec![drive("/rom", Some(DiskBus::Virtio))]), ["cdroms[0].bus"]);
-        assert_eq!(with(vec![drive("/rom", Some(DiskBus::Sata))]), ["cdroms[0].bus"]);
+        let sata = drive("/rom", Some(DiskBus::Sata));
+        assert!(with(vec![sata.clone(); 6]).is_empty());
+        assert_eq!(with(vec![sata.clone(); 7]), ["disks"]);
+        let bios = |s: &mut MachineSpec| {
+            s.boot.kernel = None;
+            s.cdroms = vec![sata];
+        };
+        assert_eq!(fields(bios), ["disks"]);
         let shared = |readonly| {
             fields(|s| {
                 s.disks = vec![Disk { readonly, ..disk("/a") }];

@@ -19,6 +19,7 @@ mod elf;
 mod guest;
 pub mod host;
 mod run;
+pub mod screen;
 mod shell;
 
 pub use elf::pvh_payload;

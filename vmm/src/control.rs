@@ -121,6 +121,9 @@ pub fn run(machine: Machine, messages: &Receiver<Message>) -> ExitReason {
             Err(_) => Some(ExitReason::Failed("nobody is left to tell of it".into())),
         };
     }
+    if tracing::enabled!(tracing::Level::DEBUG) {
+        control.machine.log_places();
+    }
     let Control { machine, mut watchers, .. } = control;
     machine.stop();
     let reason = reason.unwrap_or(ExitReason::Ended);

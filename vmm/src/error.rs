@@ -31,6 +31,9 @@ pub enum Error {
     /// A virtio device.
     #[error(transparent)]
     Virtio(#[from] lodge_devices::virtio::Error),
+    /// The SATA controller.
+    #[error(transparent)]
+    Ahci(#[from] lodge_devices::ahci::Error),
     /// Two devices at one address.
     #[error(transparent)]
     Bus(#[from] lodge_devices::bus::Overlap),

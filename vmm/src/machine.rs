@@ -10,7 +10,7 @@ use lodge_accel::{VcpuSetup, Vm, VmSetup};
 use lodge_devices::acpi::{AcpiSetup, AcpiTables};
 use lodge_devices::bus::SystemBus;
 use lodge_devices::display::Screen;
-use lodge_devices::input::InputEvent;
+use lodge_devices::input::{Hub, InputDevice, InputEvent};
 use lodge_devices::legacy::Serial;
 use lodge_devices::pci::{ECAM_BASE, ECAM_SIZE, intx_gsi};
 use lodge_devices::smbios::SmbiosSetup;
@@ -37,12 +37,26 @@ pub struct Machine {
     vm: Arc<dyn Vm>,
     board: Board,
     peripherals: Peripherals,
+    input: Arc<Keys>,
     vcpus: Vec<VcpuThread>,
     acpi: AcpiTables,
     smbios: SmbiosSetup,
     start: Start,
     /// The state after power-up, to come back to with a reset.
     power_up: PowerUp,
+}
+
+/// The machine's keyboards and pointers, for those who use them.
+struct Keys(Hub);
+
+impl InputSink for Keys {
+    fn send(&self, events: &[InputEvent]) {
+        self.0.send(events);
+    }
+
+    fn takes_places(&self) -> bool {
+        self.0.has_places()
+    }
 }
 
 /// How it starts.
@@ -74,6 +88,9 @@ impl Machine {
         let physical_bits = vm.capabilities().physical_bits;
         let board = Board::new(&spec, &layout, &bus, vm.clone(), physical_bits, control)?;
         let peripherals = peripherals::plug_in(&spec, resources, &board.pci, &memory, &vm)?;
+        let mut input = peripherals.input();
+        input.push(board.i8042.clone());
+        let input = Arc::new(Keys(Hub::new(input)));
         let acpi = AcpiTables::new(&AcpiSetup {
             vcpus: spec.cpus,
             windows: board.pci.windows().clone(),
@@ -109,6 +126,7 @@ impl Machine {
             vm,
             board,
             peripherals,
+            input,
             acpi,
             smbios,
         };
@@ -189,7 +207,7 @@ impl Machine {
 
     /// Where what viewers do goes.
     pub fn input(&self) -> Arc<dyn InputSink> {
-        Arc::new(|_: &[InputEvent]| ())
+        self.input.clone()
     }
 
     /// Lets it run, for the first time or after a pause.
@@ -241,6 +259,15 @@ impl Machine {
             }
         }
         Ok(())
+    }
+
+    /// Tells where the vCPUs are, for those who wonder why a guest stands still.
+    pub(crate) fn log_places(&self) {
+        if self.pause_vcpus().is_ok() {
+            for index in 0..self.spec.cpus {
+                tracing::debug!("vCPU {index} is{}", self.place_of(index));
+            }
+        }
     }
 
     /// Where a stopped vCPU is, as words for a message.

@@ -4,12 +4,15 @@ use std::path::Path;
 use std::sync::Arc;
 
 use lodge_accel::Vm;
+use lodge_devices::ahci::{self, Ahci, AtaDisk, AtaDiskConfig, Drive};
 use lodge_devices::device_ram::{Access, DeviceRam, slots};
 use lodge_devices::display::Screen;
 use lodge_devices::display::vga::{CardConfig, Vga};
+use lodge_devices::input::InputDevice;
 use lodge_devices::pci::{Bdf, Root, Slot};
 use lodge_devices::storage::{CdRom, CdRomConfig, ScsiDisk, ScsiDiskConfig};
 use lodge_devices::virtio::block::{Block, BlockConfig};
+use lodge_devices::virtio::input::{Input, InputKind};
 use lodge_devices::virtio::net::{Net as NetCard, NetConfig};
 use lodge_devices::virtio::rng::Rng;
 use lodge_devices::virtio::scsi::{Scsi, ScsiHandle, ScsiUnit};
@@ -98,6 +101,9 @@ fn open_net(spec: &MachineSpec, index: usize) -> Result<Box<dyn Backend>, Error>
 /// What is on PCI beside the chipset.
 pub struct Peripherals {
     virtio: Vec<Arc<VirtioPci>>,
+    ahci: Option<Arc<Ahci>>,
+    /// Pointers and keyboards beside those on the board.
+    input: Vec<Arc<dyn InputDevice>>,
     /// Where the firmware finds the disks, the drives and the cards, in the spec's order: device paths.
     disks: Vec<String>,
     cdroms: Vec<String>,
@@ -111,14 +117,21 @@ impl Peripherals {
         self.vga.as_ref().map(|vga| vga.card().clone() as Arc<dyn Screen>)
     }
 
+    /// Pointers and keyboards, the preferred ones first.
+    pub fn input(&self) -> Vec<Arc<dyn InputDevice>> {
+        self.input.clone()
+    }
+
     /// Devices stand still: requests under way are finished, no new ones are begun.
     pub fn pause(&self) {
         self.virtio.iter().for_each(|device| device.pause());
+        self.ahci.iter().for_each(|controller| controller.pause());
     }
 
     /// And go on.
     pub fn resume(&self) {
         self.virtio.iter().for_each(|device| device.resume());
+        self.ahci.iter().for_each(|controller| controller.resume());
     }
 
     /// What the firmware boots from, best first, as Open Firmware device paths (IEEE 1275; the form that SeaBIOS and OVMF
@@ -161,6 +174,33 @@ impl ScsiBus {
     }
 }
 
+/// The chipset's SATA controller, which is there when something is connected to it.
+struct SataBus<'a> {
+    memory: &'a Arc<GuestMemory>,
+    vm: &'a Arc<dyn Vm>,
+    pci: &'a Root,
+    controller: Option<Arc<Ahci>>,
+    ports: usize,
+}
+
+impl SataBus<'_> {
+    /// Connects a drive to the next port; gives its device path.
+    fn plug(&mut self, drive: Drive) -> Result<String, Error> {
+        let controller = match &self.controller {
+            Some(controller) => controller.clone(),
+            None => {
+                let controller = Ahci::new("sata", self.memory.clone(), self.vm.clone())?;
+                self.pci.add(Slot::At(ahci::PLACE), controller.clone())?;
+                self.controller.insert(controller).clone()
+            }
+        };
+        let port = self.ports;
+        controller.plug(port, drive)?;
+        self.ports += 1;
+        Ok(format!("{}/drive@{port:x}/disk@0", node("pci8086,2922", ahci::PLACE)))
+    }
+}
+
 /// A PCI function on the root bus in an Open Firmware device path.
 fn node(name: &str, at: Bdf) -> String {
     let function = if at.function == 0 { String::new() } else { format!(",{:x}", at.function) };
@@ -194,12 +234,14 @@ pub fn plug_in(
     };
     let queues = u16::try_from(spec.cpus).unwrap_or(u16::MAX);
     let mut scsi = None;
-    if spec.disks.iter().any(|disk| disk.bus == Some(DiskBus::Scsi)) || !spec.cdroms.is_empty() {
+    let disks_on = |wanted| spec.disks.iter().any(|disk| disk.bus == Some(wanted));
+    if disks_on(DiskBus::Scsi) || spec.cdroms.iter().any(|drive| drive.bus != Some(DiskBus::Sata)) {
         let controller = Scsi::new("scsi", queues)?;
         let handle = controller.handle();
         let at = plug(Box::new(controller))?;
         scsi = Some(ScsiBus { handle, at, targets: 0 });
     }
+    let mut sata = SataBus { memory, vm, pci, controller: None, ports: 0 };
     let mut disks = Vec::new();
     for (index, (disk, image)) in spec.disks.iter().zip(resources.disks).enumerate() {
         let serial = disk.serial.clone().unwrap_or_default();
@@ -207,6 +249,9 @@ pub fn plug_in(
             (Some(DiskBus::Scsi), Some(bus)) => {
                 let config = ScsiDiskConfig { serial, ..ScsiDiskConfig::default() };
                 bus.plug(ScsiUnit::Disk(ScsiDisk::new(image, &config)))?
+            }
+            (Some(DiskBus::Sata), _) => {
+                sata.plug(Drive::Disk(AtaDisk::new(image, &AtaDiskConfig { serial })))?
             }
             _ => {
                 let config = BlockConfig { serial, queues };
@@ -216,12 +261,13 @@ pub fn plug_in(
         });
     }
     let mut cdroms = Vec::new();
-    for (index, medium) in resources.media.into_iter().enumerate() {
+    for (index, (drive, medium)) in spec.cdroms.iter().zip(resources.media).enumerate() {
         let config = CdRomConfig { serial: format!("cdrom{index}") };
-        let drive = CdRom::new(&config, medium);
-        if let Some(bus) = &mut scsi {
-            cdroms.push(bus.plug(ScsiUnit::CdRom(drive))?);
-        }
+        let unit = CdRom::new(&config, medium);
+        cdroms.push(match (drive.bus, &mut scsi) {
+            (None | Some(DiskBus::Scsi), Some(bus)) => bus.plug(ScsiUnit::CdRom(unit))?,
+            _ => sata.plug(Drive::CdRom(unit))?,
+        });
     }
     let mut nets = Vec::new();
     for (index, backend) in resources.nets.into_iter().enumerate() {
@@ -230,7 +276,14 @@ pub fn plug_in(
         nets.push(format!("{}/ethernet-phy@0", node("ethernet", at)));
     }
     plug(Box::new(Rng::new("rng")))?;
-    Ok(Peripherals { virtio, disks, cdroms, nets, vga })
+    let mut input: Vec<Arc<dyn InputDevice>> = Vec::new();
+    if vga.is_some() {
+        let tablet = Input::new("tablet", InputKind::Tablet, "tablet0")?;
+        input.push(Arc::new(tablet.handle()));
+        plug(Box::new(tablet))?;
+    }
+    let ahci = sata.controller;
+    Ok(Peripherals { virtio, ahci, input, disks, cdroms, nets, vga })
 }
 
 fn plug_vga(pci: &Root, vm: &Arc<dyn Vm>) -> Result<Arc<Vga>, Error> {

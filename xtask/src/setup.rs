@@ -15,10 +15,19 @@ use anyhow::{Context, Result, bail};
 use crate::process::{call, cargo, quiet, root, shown};
 
 /// What `lodge run` and the helpers around it call.
-const RUN: &[&str] = &["passt", "qemu-utils"];
+const RUN: &[&str] = &["passt", "qemu-utils", "seabios", "ovmf"];
 /// What the tests call, beside the guests' recipes.
-const TEST: &[&str] =
-    &["qemu-system-x86", "iproute2", "gcc", "binutils", "acpica-tools", "dmidecode"];
+const TEST: &[&str] = &[
+    "qemu-system-x86",
+    "iproute2",
+    "gcc",
+    "binutils",
+    "acpica-tools",
+    "dmidecode",
+    "memtest86+",
+    "gvncviewer",
+    "vncsnapshot",
+];
 /// What the tools' Python environment needs.
 const TOOLS: &[&str] = &["python3", "python3-venv"];
 

@@ -57,7 +57,8 @@ pub enum DiskBus {
     Virtio,
     /// The machine's virtio SCSI controller: for many disks.
     Scsi,
-    /// The chipset's SATA controller, which systems without virtio drivers know. Machines have none yet.
+    /// The chipset's SATA controller, which systems without virtio drivers know: six disks and drives. With UEFI or
+    /// a kernel of one's own: the BIOS stands still in front of it.
     Sata,
 }
 
@@ -71,14 +72,14 @@ impl fmt::Display for DiskBus {
     }
 }
 
-/// A CD-ROM drive: on the command line `FILE[,bus=scsi]`.
+/// A CD-ROM drive: on the command line `FILE[,bus=scsi|sata]`.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Cdrom {
     /// The ISO image in it. Without it the drive is empty.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<PathBuf>,
-    /// What the drive is connected to [default: scsi].
+    /// What the drive is connected to, `scsi` or `sata` [default: scsi].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bus: Option<DiskBus>,
 }

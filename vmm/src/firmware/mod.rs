@@ -194,10 +194,11 @@ mod tests {
             vcpus: 1,
             ram: layout.clone(),
         };
+        let reserved = std::slice::from_ref(&(0xfeff_c000..0xff00_0000));
         let bytes = e820(&Platform {
             spec: &spec,
             ram: &layout,
-            reserved: &[0xfeff_c000..0xff00_0000],
+            reserved,
             acpi: &acpi,
             smbios: &smbios,
             serial_screen: false,
