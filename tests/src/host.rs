@@ -25,6 +25,14 @@ pub fn lodge() -> PathBuf {
     lodge
 }
 
+/// The runtime directory of machines that have none of their own: apart from the host's, so that tests that list
+/// machines see only theirs.
+pub fn runtime() -> PathBuf {
+    let folder = std::env::temp_dir().join("lodge-tests-runtime");
+    fs::create_dir_all(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
+    folder
+}
+
 /// The folder of a guest, built if it is not there.
 pub fn guest(name: &str) -> PathBuf {
     lodge_guests::ready(name).unwrap_or_else(|error| panic!("the guest {name}: {error}"))

@@ -142,9 +142,11 @@ impl Run {
         if let Some(path) = &self.path {
             command.env("PATH", path);
         }
-        if let Some(path) = &self.runtime {
-            command.env("XDG_RUNTIME_DIR", path);
-        }
+        match &self.runtime {
+            Some(path) => command.env("XDG_RUNTIME_DIR", path),
+            None if self.nobody => command.env_remove("XDG_RUNTIME_DIR"),
+            None => command.env("XDG_RUNTIME_DIR", host::runtime()),
+        };
         command
     }
 

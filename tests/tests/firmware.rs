@@ -4,6 +4,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use lodge_tests::screen::Picture;
 use lodge_tests::{Guest, Run, host};
@@ -30,7 +31,13 @@ fn wait_for_screen(guest: &mut Guest, name: &str, folder: &Path, wanted: &[&str]
     let mut text = String::new();
     host::wait_until(&format!("the screen shows {wanted:?}"), || {
         assert!(!guest.has_ended(), "the machine has ended: {}", guest.messages());
-        host::ok(host::text(&host::lodge()), &["ctl", name, "screendump", host::text(&file)]);
+        let mut ctl = Command::new(host::lodge());
+        ctl.args(["ctl", name, "screendump", host::text(&file)]);
+        let said = host::output(ctl.env("XDG_RUNTIME_DIR", host::runtime()));
+        // The socket is there a moment after the machine is.
+        if !said.status.success() {
+            return false;
+        }
         let Some(picture) = Picture::read(&file) else { return false };
         text = picture.text();
         wanted.iter().all(|words| text.contains(words))
