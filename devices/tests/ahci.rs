@@ -613,6 +613,9 @@ fn a_cd_is_read_by_packets() {
     rig.start(3);
     assert_eq!(&rig.packet(3, &[0x12, 0, 0, 0, 36, 0], 36)[8..23], b"LODGE   CD-ROM ");
     assert_eq!(rig.packet(3, &[0x25], 8), [0, 0, 0x0f, 0xff, 0, 0, 8, 0]);
+    // SeaBIOS: no data, but a list of 4 MiB over the end of RAM.
+    let ready = Request::packet(&[0; 6], true).data(&[(RAM - 512, 1 << 22)]);
+    assert_eq!(rig.ask(3, &ready), (DHRS, 0x50));
     let read = [0x28, 0, 0, 0, 1, 0, 0, 0, 64, 0];
     let data = rig.packet(3, &read, 64 * 2048);
     for (n, sector) in data.chunks(512).enumerate() {

@@ -20,6 +20,7 @@ use super::atapi;
 use super::fis::{HostFis, TaskFile, dma_setup, error};
 use super::port::{End, Issue, Kind, Port, Protocol, area, interrupt};
 use super::slot::{Data, Slot};
+use crate::storage::cdrom::data_length;
 use crate::storage::{
     Action, CdRom, Cdb, Command, Ended, Fault, Job, Lane, Medium, Reply, Sense, Unit, finished,
 };
@@ -304,7 +305,9 @@ impl Worker {
 
     fn packet(&mut self, issue: Issue, slot: Slot, drive: &Arc<CdRom>, block: Option<u64>) {
         let memory = self.port.memory().clone();
-        let Ok(data) = slot.data(&memory, u64::MAX) else {
+        let cdb = Cdb::new(&slot.packet);
+        // Not more: SeaBIOS gives commands without data a list that covers all kinds of things.
+        let Ok(data) = slot.data(&memory, data_length(&cdb)) else {
             return self.port.bus_error(issue.generation);
         };
         let interrupts = interrupts(&data, false);
@@ -312,13 +315,8 @@ impl Worker {
         let (data_out, data_in) =
             if slot.writes() { (&data.list, &none) } else { (&none, &data.list) };
         let held_sense = self.port.lock().regs.sense;
-        let action = drive.execute(&Command {
-            cdb: Cdb::new(&slot.packet),
-            memory: &memory,
-            data_out,
-            data_in,
-            held_sense,
-        });
+        let action =
+            drive.execute(&Command { cdb, memory: &memory, data_out, data_in, held_sense });
         match action {
             Action::Done(reply) => {
                 let moved = reply.deliver(&memory, data_in);

@@ -14,10 +14,13 @@
 
 mod commands;
 mod features;
+mod length;
 mod mode;
 pub mod sector;
 mod structure;
 mod toc;
+
+pub use length::data_length;
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};

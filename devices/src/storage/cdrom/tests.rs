@@ -310,3 +310,31 @@ fn random_commands_do_no_harm() {
     drive.power_on();
     initiator.good(&*drive, &read_10(0, 1), &[], 2048);
 }
+
+#[test]
+fn no_command_moves_more_than_its_length() {
+    let (_image, drive, mut initiator) = rig();
+    let mut seed = 9u64;
+    let mut next = || {
+        seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (seed >> 33) as u8
+    };
+    for round in 0..20_000 {
+        let mut cdb = [0; 16];
+        cdb[0] = (round % 256) as u8;
+        cdb[1..].iter_mut().for_each(|byte| *byte = next() & next() & next());
+        if round % 3 == 0 {
+            cdb[3] = 0;
+            cdb[6] = 0;
+        }
+        let (reply, data) = initiator.ask(&*drive, &cdb, &[], 1 << 20);
+        let most = data_length(&super::super::Cdb::new(&cdb));
+        assert!(
+            data.len() as u64 <= most,
+            "{cdb:02x?}: {} of {most}, {:?}",
+            data.len(),
+            reply.sense
+        );
+        let _ = drive.move_tray(false);
+    }
+}
