@@ -151,9 +151,13 @@ impl Check<'_> {
                 "give an installer with --cdrom FILE.iso, a disk with --disk FILE, or a Linux kernel with --kernel FILE",
             ),
         }
-        if boot.kernel.is_some() && boot.firmware == Some(FirmwareKind::Bios) {
-            let help = "leave --firmware away: the kernel is started without a BIOS";
-            self.add("boot.firmware", "a BIOS does not start kernels", help);
+        if boot.kernel.is_some() && boot.firmware.is_some() {
+            let help = "leave --firmware away: the kernel is started without any";
+            self.add(
+                "boot.firmware",
+                "firmware does not start kernels that are given as files",
+                help,
+            );
         }
         if boot.kernel.is_none() && boot.initrd.is_some() {
             self.add(
@@ -573,7 +577,7 @@ mod tests {
         };
         assert!(fields(|s| firmware(s, Some(FirmwareKind::Uefi))).is_empty());
         assert_eq!(fields(|s| s.boot.firmware = Some(FirmwareKind::Bios)), ["boot.firmware"]);
-        assert!(fields(|s| s.boot.firmware = Some(FirmwareKind::Uefi)).is_empty());
+        assert_eq!(fields(|s| s.boot.firmware = Some(FirmwareKind::Uefi)), ["boot.firmware"]);
         let order = vec![BootDevice::Disk, BootDevice::Cdrom, BootDevice::Disk];
         assert_eq!(fields(|s| s.boot.once = order), ["boot.once"]);
         let initrd_alone = |s: &mut MachineSpec| {

@@ -7,11 +7,12 @@ use lodge_accel::Vm;
 use lodge_devices::ahci::{self, Ahci, AtaDisk, AtaDiskConfig, Drive};
 use lodge_devices::device_ram::{Access, DeviceRam, slots};
 use lodge_devices::display::Screen;
-use lodge_devices::display::vga::{CardConfig, Vga};
+use lodge_devices::display::vga::{Card, CardConfig, Vga};
 use lodge_devices::input::InputDevice;
 use lodge_devices::pci::{Bdf, Root, Slot};
 use lodge_devices::storage::{CdRom, CdRomConfig, ScsiDisk, ScsiDiskConfig};
 use lodge_devices::virtio::block::{Block, BlockConfig};
+use lodge_devices::virtio::gpu::{Gpu, VgaGpuScreen};
 use lodge_devices::virtio::input::{Input, InputKind};
 use lodge_devices::virtio::net::{Net as NetCard, NetConfig};
 use lodge_devices::virtio::rng::Rng;
@@ -108,13 +109,13 @@ pub struct Peripherals {
     disks: Vec<String>,
     cdroms: Vec<String>,
     nets: Vec<String>,
-    vga: Option<Arc<Vga>>,
+    screen: Option<Arc<dyn Screen>>,
 }
 
 impl Peripherals {
     /// The display's picture, if there is a display.
     pub fn screen(&self) -> Option<Arc<dyn Screen>> {
-        self.vga.as_ref().map(|vga| vga.card().clone() as Arc<dyn Screen>)
+        self.screen.clone()
     }
 
     /// Pointers and keyboards, the preferred ones first.
@@ -221,6 +222,7 @@ pub fn plug_in(
     memory: &Arc<GuestMemory>,
     vm: &Arc<dyn Vm>,
 ) -> Result<Peripherals, Error> {
+    let mut displays = Vec::new();
     let mut virtio = Vec::new();
     let mut plug = |device: Box<dyn VirtioDevice>| -> Result<Bdf, Error> {
         let function = VirtioPci::new(device, memory.clone(), vm.clone())?;
@@ -228,9 +230,15 @@ pub fn plug_in(
         virtio.push(function);
         Ok(at)
     };
-    let vga = match spec.video_kind() {
+    let screen = match spec.video_kind() {
         Video::None => None,
-        Video::Vga | Video::Virtio => Some(plug_vga(pci, vm)?),
+        Video::Vga => Some(plug_vga(pci, vm)?),
+        Video::Virtio => {
+            let (function, screen) = virtio_vga(memory, vm)?;
+            pci.add(Slot::FirstFree, function.clone())?;
+            displays.push(function);
+            Some(screen)
+        }
     };
     let queues = u16::try_from(spec.cpus).unwrap_or(u16::MAX);
     let mut scsi = None;
@@ -277,19 +285,39 @@ pub fn plug_in(
     }
     plug(Box::new(Rng::new("rng")))?;
     let mut input: Vec<Arc<dyn InputDevice>> = Vec::new();
-    if vga.is_some() {
+    if screen.is_some() {
         let tablet = Input::new("tablet", InputKind::Tablet, "tablet0")?;
         input.push(Arc::new(tablet.handle()));
         plug(Box::new(tablet))?;
     }
+    virtio.extend(displays);
     let ahci = sata.controller;
-    Ok(Peripherals { virtio, ahci, input, disks, cdroms, nets, vga })
+    Ok(Peripherals { virtio, ahci, input, disks, cdroms, nets, screen })
 }
 
-fn plug_vga(pci: &Root, vm: &Arc<dyn Vm>) -> Result<Arc<Vga>, Error> {
+/// The memory of a display and the BIOS that a BIOS shows it with.
+fn display_parts(kind: Video, vm: &Arc<dyn Vm>) -> Result<(Arc<DeviceRam>, Vec<u8>), Error> {
     let memory = DeviceRam::new(vm.clone(), slots::VIDEO, FRAME_BUFFER, Access::ReadWrite)?;
-    let rom = firmware::display_rom(Video::Vga)?;
+    Ok((memory, firmware::display_rom(kind)?))
+}
+
+fn plug_vga(pci: &Root, vm: &Arc<dyn Vm>) -> Result<Arc<dyn Screen>, Error> {
+    let (memory, rom) = display_parts(Video::Vga, vm)?;
     let vga = Vga::new(memory, rom, &CardConfig::default())?;
     pci.add(Slot::FirstFree, vga.clone())?;
-    Ok(vga)
+    Ok(vga.card().clone())
+}
+
+/// A VGA until the guest's driver for the GPU beside it shows something.
+fn virtio_vga(
+    memory: &Arc<GuestMemory>,
+    vm: &Arc<dyn Vm>,
+) -> Result<(Arc<VirtioPci>, Arc<dyn Screen>), Error> {
+    let (frame_buffer, rom) = display_parts(Video::Virtio, vm)?;
+    let config = CardConfig::default();
+    let card = Card::new(frame_buffer, &config);
+    let gpu = Gpu::new("gpu", config.preferred);
+    let screen = Arc::new(VgaGpuScreen::new(gpu.handle(), card.clone()));
+    let function = VirtioPci::with_vga(Box::new(gpu), memory.clone(), vm.clone(), card, rom)?;
+    Ok((function, screen))
 }
