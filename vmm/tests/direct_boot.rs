@@ -242,7 +242,6 @@ fn debians_kernel_finds_its_way_from_a_bzimage() {
         "root bus resource [mem 0xc0000000-0xfebfffff window]",
         "pnp: PnP ACPI: found 6 devices",
         "ttyS0 at I/O 0x3f8 (irq = 4, base_baud = 115200) is a 16550A",
-        "i8042: PNP: No PS/2 controller found.",
         "rtc_cmos 00:03: registered as rtc0",
     ];
     judge(&said, &wanted);
